@@ -1,0 +1,188 @@
+"""Frozen, typed configuration; checked once when made. Reads no environment and no file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
+from typing import Any, Literal, TypeVar, get_args, get_type_hints
+
+T = TypeVar("T")
+
+
+def _check_positive(owner: object, *names: str) -> None:
+    for name in names:
+        value = getattr(owner, name)
+        if value <= 0:
+            raise ValueError(f"{name}={value} is not positive")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AmortizationConfig:
+    """Document -> modulation.
+
+    `t5`: the paper's T5 encoder-decoder over learned tokens; `layerwise`: a bidirectional encoder of
+    the base LM's depth whose hidden states of every layer are the modulation.
+    """
+
+    kind: Literal["t5", "layerwise"]
+    num_virtual_tokens: int
+    d_modulation: int  # t5: the base LM's width; layerwise: layers * width
+    max_tokens: int  # tokens of a chunk, special tokens included
+    chunk_overlap_tokens: int = 32
+    pool: int = 1  # layerwise: neighbouring positions averaged into one slot
+
+    def __post_init__(self) -> None:
+        _check_positive(self, "num_virtual_tokens", "d_modulation", "max_tokens", "pool")
+        if not 0 <= self.chunk_overlap_tokens < self.max_tokens // 2:
+            raise ValueError(
+                f"chunk_overlap_tokens={self.chunk_overlap_tokens} is not in "
+                f"[0, {self.max_tokens // 2})"
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AggregationConfig:
+    """Question + bank -> target modulation.
+
+    `attend`: the paper's cross-attention; `select`: keep the best-scoring slots.
+    """
+
+    kind: Literal["attend", "select"]
+    d_modulation: int
+    d_question: int  # width of the question encoder's states
+    max_group: int = 16  # documents aggregated at once (M)
+    num_blocks: int = 4
+    num_heads: int = 8
+    head_dim: int = 96
+    d_feedforward: int = 2048
+    d_score: int = 64  # select: width of the late interaction
+
+    def __post_init__(self) -> None:
+        _check_positive(self, "d_modulation", "d_question", "num_blocks", "num_heads", "head_dim")
+        _check_positive(self, "d_feedforward", "d_score")
+        if self.max_group < 2:
+            raise ValueError(f"max_group={self.max_group} is below 2: the hierarchy would not end")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PrefixConfig:
+    """Target modulation -> key/value prefix of the base LM.
+
+    `paper`: the whole modulation gives `num_prefix_tokens` positions per layer; `wide`: every virtual
+    token is a position of every layer; `layerwise`: a slot's part for layer l goes through the base
+    LM's own key and value projections of layer l.
+    """
+
+    kind: Literal["paper", "wide", "layerwise"]
+    num_prefix_tokens: int = 2  # paper only; wide and layerwise: one per virtual token
+
+    def __post_init__(self) -> None:
+        _check_positive(self, "num_prefix_tokens")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PointerConfig:
+    """Copy head over the selected documents' tokens (arXiv 1704.04368)."""
+
+    d_pointer: int = 128
+
+    def __post_init__(self) -> None:
+        _check_positive(self, "d_pointer")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SelectionConfig:
+    """Which documents are aggregated: log-prior = dense_scale * cosine + bm25_scale * BM25."""
+
+    d_key: int
+    top_k: int = 4
+    dense_scale: float = 20.0
+    bm25_scale: float = 0.5
+    num_candidates: int = 32  # best of each of dense and BM25 that are fused
+    text_top_k: int = 1  # documents whose text enters the prompt in modes text and hybrid
+
+    def __post_init__(self) -> None:
+        _check_positive(self, "d_key", "top_k", "num_candidates", "text_top_k")
+        if self.dense_scale < 0 or self.bm25_scale < 0:
+            raise ValueError(
+                f"dense_scale={self.dense_scale}, bm25_scale={self.bm25_scale}: below zero"
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelConfig:
+    """Everything that, with the weights, makes a bundle."""
+
+    name: str
+    amortization: AmortizationConfig
+    aggregation: AggregationConfig
+    prefix: PrefixConfig
+    selection: SelectionConfig
+    pointer: PointerConfig | None = None
+    max_question_tokens: int = 64
+    max_text_tokens: int = 320  # document text in the prompt, modes text and hybrid
+
+    def __post_init__(self) -> None:
+        if self.aggregation.d_modulation != self.amortization.d_modulation:
+            raise ValueError(
+                f"aggregation.d_modulation={self.aggregation.d_modulation} differs from "
+                f"amortization.d_modulation={self.amortization.d_modulation}"
+            )
+        if (self.prefix.kind == "layerwise") != (self.amortization.kind == "layerwise"):
+            raise ValueError(
+                f"prefix.kind={self.prefix.kind!r} does not go with "
+                f"amortization.kind={self.amortization.kind!r}"
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineConfig:
+    """How the engine runs; nothing here changes an answer."""
+
+    max_batch_questions: int = 16
+    max_batch_chunks: int = 16
+    max_queued_questions: int = 256
+    max_queued_documents: int = 1024
+    max_document_chars: int = 1_000_000
+    default_timeout_ms: float = 60_000.0
+    num_threads: int | None = None  # torch intra-op threads; None: torch's own choice
+    device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        _check_positive(self, "max_batch_questions", "max_batch_chunks", "max_queued_questions")
+        _check_positive(self, "max_queued_documents", "max_document_chars", "default_timeout_ms")
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """A configuration as plain JSON values."""
+    return asdict(config)
+
+
+def from_dict(cls: type[T], values: Mapping[str, Any]) -> T:
+    """Build `cls` from plain values; nested dataclasses too.
+
+    Raises:
+        ValueError: a missing or an unknown key, by name.
+    """
+    known = {item.name: item for item in fields(cls)}  # type: ignore[arg-type]
+    unknown = sorted(set(values) - set(known))
+    if unknown:
+        raise ValueError(f"{cls.__name__} has no {', '.join(unknown)}")
+    missing = [
+        name
+        for name, item in known.items()
+        if name not in values and item.default is MISSING and item.default_factory is MISSING
+    ]
+    if missing:
+        raise ValueError(f"{cls.__name__} needs {', '.join(missing)}")
+    hints = get_type_hints(cls)
+    return cls(**{name: _convert(hints[name], value) for name, value in values.items()})
+
+
+def _convert(hint: Any, value: Any) -> Any:
+    """`value` as the dataclass that `hint` (or one arm of its union) names, else unchanged."""
+    if isinstance(value, Mapping):
+        for arm in (hint, *get_args(hint)):
+            if is_dataclass(arm) and isinstance(arm, type):
+                return from_dict(arm, value)
+    return value

@@ -1,0 +1,201 @@
+"""The values that travel between rooms: documents, questions, answers, modulations.
+
+Imports nothing of ours. Tensors appear in `Modulation` only and never leave `mac_core`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal, Protocol
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+DEFAULT_NAMESPACE = "default"
+
+Mode = Literal["none", "text", "memory", "hybrid"]
+OnConflict = Literal["upsert", "skip", "fail"]
+DocumentStatus = Literal["inserted", "updated", "unchanged", "failed"]
+MetadataValue = str | int | float | bool | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Document:
+    """One text to learn. Without `id`, the id is a hash of namespace and normalised text."""
+
+    text: str
+    id: str | None = None
+    title: str | None = None
+    metadata: Mapping[str, MetadataValue] = field(default_factory=dict)
+    published_at: float | None = None  # seconds since the epoch
+    ttl_s: float | None = None
+    on_conflict: OnConflict = "upsert"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DocumentResult:
+    """What became of one document of a batch."""
+
+    id: str
+    status: DocumentStatus
+    num_chunks: int
+    num_tokens: int
+    bank_version: int
+    error: Exception | None = None  # set exactly when status is "failed"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DocumentInfo:
+    """A stored document as the list shows it; `text` only when one document is read."""
+
+    id: str
+    namespace: str
+    title: str | None
+    num_chunks: int
+    num_tokens: int
+    created_at: float  # seconds since the epoch
+    updated_at: float
+    published_at: float | None
+    expires_at: float | None
+    version: int  # the namespace's version that wrote it
+    metadata: Mapping[str, MetadataValue]
+    text: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DocumentPage:
+    """One page of the list, in the order in which documents were written."""
+
+    documents: tuple[DocumentInfo, ...]
+    next_cursor: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RemoveResult:
+    """Which of the ids were there, and the version without them."""
+
+    removed_ids: tuple[str, ...]
+    bank_version: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NamespaceInfo:
+    """Size and version of one namespace's bank."""
+
+    namespace: str
+    num_documents: int
+    num_chunks: int
+    num_bytes: int  # stored bytes of records
+    bank_version: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Question:
+    """One question with everything that decides its answer."""
+
+    text: str
+    namespace: str = DEFAULT_NAMESPACE
+    mode: Mode = "hybrid"
+    top_k: int | None = None  # documents aggregated; None: the bundle's own; 0: the whole bank
+    max_new_tokens: int = 32
+    temperature: float = 0.0  # 0: greedy
+    seed: int | None = None
+    filter: Mapping[str, MetadataValue] = field(default_factory=dict)  # metadata equality
+    as_of: float | None = None  # seconds since the epoch: only documents published until then
+    min_version: int | None = None
+    timeout_ms: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Span:
+    """Half-open character range in the source document's text."""
+
+    start: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    """A document that carried the answer; `score` is its attention mass in [0, 1]."""
+
+    id: str
+    chunk: int
+    score: float
+    title: str | None
+    snippet: str
+    span: Span | None = None  # where the answer stands literally, if it does
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Usage:
+    """Tokens read and written for one question."""
+
+    prompt_tokens: int
+    prefix_tokens: int
+    completion_tokens: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Timings:
+    """Milliseconds by phase; phases of a batch are shared by its questions."""
+
+    queue: float = 0.0
+    select: float = 0.0
+    aggregate: float = 0.0
+    prefill: float = 0.0
+    decode: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """An answer and what it rests on."""
+
+    text: str
+    confidence: float  # mean probability of the answer's tokens, in [0, 1]
+    sources: tuple[Source, ...]  # empty: no document was used
+    bank_version: int
+    usage: Usage
+    timings_ms: Timings
+    model: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Modulation:
+    """What one chunk of a document leaves in the bank: its modulation and the keys to find it by.
+
+    Everything here is a function of the chunk alone, never of a question.
+    """
+
+    slots: Tensor  # (virtual_tokens, d_modulation), float; virtual_tokens may differ by chunk
+    selection_key: Tensor  # (d_selection,), unit length
+    token_ids: Tensor  # (tokens,), int64, without special tokens
+    token_offsets: Tensor  # (tokens, 2), int64: characters into the chunk's text
+    pointer_keys: Tensor | None = None  # (tokens, d_pointer), when the bundle has a pointer head
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineStatus:
+    """The engine's health, readable from any thread."""
+
+    state: Literal["starting", "ready", "draining", "stopped", "failed"]
+    detail: str
+    model: str
+    num_documents: int
+    num_chunks: int
+    bank_bytes: int
+    queued_questions: int
+    queued_documents: int
+    last_step_age_s: float | None  # None: no step yet
+
+
+class EngineObserver(Protocol):
+    """Where the engine reports its figures; the server implements it with Prometheus. Any thread."""
+
+    def observe_phase(self, phase: str, seconds: float) -> None: ...
+
+    def observe_batch(self, lane: str, size: int) -> None: ...
+
+    def count_documents(self, operation: str, amount: int) -> None: ...
+
+    def count_store_error(self, operation: str) -> None: ...
