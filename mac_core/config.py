@@ -20,8 +20,8 @@ def _check_positive(owner: object, *names: str) -> None:
 class AmortizationConfig:
     """Document -> modulation.
 
-    `t5`: the paper's T5 encoder-decoder over learned tokens; `layerwise`: a bidirectional encoder of
-    the base LM's depth whose hidden states of every layer are the modulation.
+    `t5`: the paper's T5 encoder-decoder over learned tokens; `layerwise`: a bidirectional encoder
+    of the base LM's depth whose hidden states of every layer are the modulation.
     """
 
     kind: Literal["t5", "layerwise"]
@@ -68,9 +68,9 @@ class AggregationConfig:
 class PrefixConfig:
     """Target modulation -> key/value prefix of the base LM.
 
-    `paper`: the whole modulation gives `num_prefix_tokens` positions per layer; `wide`: every virtual
-    token is a position of every layer; `layerwise`: a slot's part for layer l goes through the base
-    LM's own key and value projections of layer l.
+    `paper`: the whole modulation gives `num_prefix_tokens` positions per layer; `wide`: every
+    virtual token is a position of every layer; `layerwise`: a slot's part for layer l goes through
+    the base LM's own key and value projections of layer l.
     """
 
     kind: Literal["paper", "wide", "layerwise"]

@@ -175,6 +175,14 @@ class Modulation:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Fingerprint:
+    """Which networks made a modulation; another fingerprint's records are refused."""
+
+    amortization_hash: str  # sha256, hex: amortization weights, its configuration, tokenizer
+    base_lm_hash: str  # sha256, hex
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EngineStatus:
     """The engine's health, readable from any thread."""
 
@@ -190,7 +198,7 @@ class EngineStatus:
 
 
 class EngineObserver(Protocol):
-    """Where the engine reports its figures; the server implements it with Prometheus. Any thread."""
+    """Where the engine reports its figures; the server implements it. Any thread."""
 
     def observe_phase(self, phase: str, seconds: float) -> None: ...
 

@@ -1,0 +1,50 @@
+"""Tensor values passed between the networks; shapes are written here once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QuestionEncoding:
+    """A batch of encoded questions."""
+
+    states: Tensor  # (batch, tokens, d_question)
+    mask: Tensor  # (batch, tokens), bool, True where a token is real
+    selection_query: Tensor  # (batch, d_key), unit length
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BankSlice:
+    """The modulations that a batch of questions aggregates.
+
+    The leading axis is 1 when all questions read the same documents: expand, never repeat.
+    """
+
+    slots: Tensor  # (batch | 1, documents, virtual_tokens, d_modulation)
+    mask: Tensor  # (batch | 1, documents, virtual_tokens), bool, True where a slot is real
+    log_prior: Tensor  # (batch, documents), log-probability of each document given the question
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TargetModulation:
+    """The one modulation for each question; the same type as a document's, hence the recursion."""
+
+    slots: Tensor  # (batch, virtual_tokens, d_modulation)
+    log_bias: Tensor  # (batch, virtual_tokens), added to attention scores; -inf: no slot here
+    document_mass: Tensor  # (batch, documents), attention mass by document, rows sum to 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prefix:
+    """Key/value positions for every layer of the base LM."""
+
+    keys: tuple[Tensor, ...]  # per layer (batch, kv_heads, prefix_tokens, head_dim)
+    values: tuple[Tensor, ...]  # per layer (batch, kv_heads, prefix_tokens, head_dim)
+    log_bias: Tensor  # (batch, prefix_tokens), added to attention scores; -inf: masked
+
+    @property
+    def num_tokens(self) -> int:
+        return self.log_bias.shape[1]
