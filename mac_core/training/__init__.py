@@ -1,0 +1,1 @@
+"""Training: data, losses, stages. Never imported by the engine or the server."""
