@@ -1,0 +1,122 @@
+"""An evaluation as a card for people and one JSON line for tools."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import asdict
+from typing import Any
+
+from rich import box
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from mac_core.evaluation.metrics import Estimate
+from mac_core.evaluation.results import RECALL_DEPTHS, Evaluation, ModeResult
+
+SCORES = ("strict_em", "prefix_em", "f1", "f1_shortest")
+
+
+def to_json_line(evaluation: Evaluation) -> str:
+    """One compact line, percentages with two decimals; the command prints it last."""
+    return json.dumps(
+        {
+            "dataset": evaluation.dataset,
+            "documents": evaluation.num_documents,
+            "questions": evaluation.num_questions,
+            "chunks": evaluation.num_chunks,
+            "learn_s": round(evaluation.learn_seconds, 2),
+            "results": {mode: _mode_values(r) for mode, r in evaluation.results.items()},
+            "retrieval": {
+                way: {f"recall@{k}": _percent(share.mean) for k, share in by_depth.items()}
+                for way, by_depth in evaluation.retrieval.items()
+            },
+            **asdict(evaluation.origin),
+        },
+        separators=(",", ":"),
+    )
+
+
+def _mode_values(result: ModeResult) -> dict[str, Any]:
+    estimates: dict[str, Estimate] = {name: getattr(result, name) for name in SCORES}
+    return {
+        **{name: _percent(estimate.mean) for name, estimate in estimates.items()},
+        "interval_95": {
+            name: [_percent(estimate.low), _percent(estimate.high)]
+            for name, estimate in estimates.items()
+        },
+        "questions": result.num_questions,
+        "seconds": round(result.seconds, 2),
+        "questions_per_s": round(result.questions_per_s, 2),
+    }
+
+
+def card(evaluation: Evaluation) -> RenderableType:
+    """The report for a terminal."""
+    title = f"{evaluation.dataset}: {evaluation.num_documents} documents in the bank"
+    return Group(
+        Text(f"{title}, {evaluation.num_questions} questions"),
+        _modes_table(evaluation),
+        *([_retrieval_table(evaluation)] if evaluation.retrieval else []),
+        Text(
+            "EM with Wilson's, F1 with the normal 95 % interval. prefix EM: MAC's public reading "
+            "(starts like the shortest reference), only to compare with its table; F1 shortest: "
+            "the same for F1.",
+            style="dim",
+        ),
+        *(Text(line) for line in _origin_lines(evaluation)),
+    )
+
+
+def _modes_table(evaluation: Evaluation) -> Table:
+    table = Table(box=box.SIMPLE_HEAD)
+    table.add_column("mode")
+    headings = ("strict EM", "prefix EM", "F1", "F1 shortest", "n", "seconds", "questions/s")
+    for heading in headings:
+        table.add_column(heading, justify="right")
+    for mode, result in evaluation.results.items():
+        table.add_row(
+            mode,
+            *(_interval(getattr(result, name)) for name in SCORES),
+            str(result.num_questions),
+            f"{result.seconds:.1f}",
+            f"{result.questions_per_s:.1f}",
+        )
+    return table
+
+
+def _retrieval_table(evaluation: Evaluation) -> Table:
+    table = Table(box=box.SIMPLE_HEAD)
+    table.add_column("retrieval")
+    for k in RECALL_DEPTHS:
+        table.add_column(f"recall@{k}", justify="right")
+    for way, by_depth in evaluation.retrieval.items():
+        table.add_row(way, *(_interval(by_depth[k]) for k in RECALL_DEPTHS))
+    return table
+
+
+def _origin_lines(evaluation: Evaluation) -> Iterable[str]:
+    origin = evaluation.origin
+    yield f"commit {origin.commit}  seed {origin.seed}  {origin.date}"
+    yield (
+        f"bundle {origin.bundle}  config {origin.config_fingerprint[:12]}  "
+        f"amortization {origin.amortization_hash[:12]}  base LM {origin.base_lm_hash[:12]}"
+    )
+    yield (
+        f"top_k {origin.top_k}  batch {origin.batch_size}  device {origin.device}  "
+        f"torch threads {origin.num_threads}"
+    )
+    yield (
+        f"data {origin.data_file} {origin.data_sha256[:12]}  "
+        f"{evaluation.num_chunks} chunks learned in {evaluation.learn_seconds:.1f} s"
+    )
+
+
+def _interval(estimate: Estimate) -> str:
+    low, high = _percent(estimate.low), _percent(estimate.high)
+    return f"{_percent(estimate.mean):.2f} [{low:.2f}, {high:.2f}]"
+
+
+def _percent(share: float) -> float:
+    return round(100 * share, 2)
