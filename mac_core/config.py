@@ -85,6 +85,7 @@ class PointerConfig:
     """Copy head over the selected documents' tokens (arXiv 1704.04368)."""
 
     d_pointer: int = 128
+    max_documents: int = 32  # copied from, best first, however many are aggregated
 
     def __post_init__(self) -> None:
         _check_positive(self, "d_pointer")

@@ -2,9 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DocumentEncoding:
+    """A batch of documents after one forward pass."""
+
+    slots: Tensor  # (documents, virtual_tokens, d_modulation)
+    slot_mask: Tensor  # (documents, virtual_tokens), bool, True where a slot is real
+    selection_key: Tensor  # (documents, d_key), unit length
+    states: Tensor  # (documents, tokens, d_encoder), contextual, framing tokens included
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,6 +37,9 @@ class BankSlice:
     slots: Tensor  # (batch | 1, documents, virtual_tokens, d_modulation)
     mask: Tensor  # (batch | 1, documents, virtual_tokens), bool, True where a slot is real
     log_prior: Tensor  # (batch, documents), log-probability of each document given the question
+    # Above the first level: what the slots' attention scores gain, (batch | 1, documents,
+    # virtual_tokens); None at the first.
+    log_bias: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,3 +62,15 @@ class Prefix:
     @property
     def num_tokens(self) -> int:
         return self.log_bias.shape[1]
+
+    def rows(self, index: Tensor) -> Prefix:
+        """The prefix of the given rows; one row may serve many questions."""
+        return Prefix(
+            keys=tuple(key[index] for key in self.keys),
+            values=tuple(value[index] for value in self.values),
+            log_bias=self.log_bias[index],
+        )
+
+    def masked(self, blank: Tensor) -> Prefix:
+        """The same prefix with the rows of bool `(batch, 1)` hidden altogether."""
+        return replace(self, log_bias=self.log_bias.masked_fill(blank, -torch.inf))

@@ -1,0 +1,327 @@
+"""The whole model as the engine and the evaluation see it: amortize, encode questions, answer.
+
+Knows nothing of stores, queues or HTTP. Which documents are aggregated is the caller's choice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from time import perf_counter
+
+import torch
+from torch import Tensor, nn
+
+from mac_core.config import ModelConfig
+from mac_core.networks.aggregation import AggregationKeys, AggregationNetwork
+from mac_core.networks.base_lm import BaseLM
+from mac_core.networks.batching import bank_slice, pointer_memory
+from mac_core.networks.generation import Row, Sampling, ShouldStop, generate
+from mac_core.networks.hierarchy import aggregate_hierarchically
+from mac_core.networks.interfaces import AmortizationNetwork, PrefixNetwork
+from mac_core.networks.layout import Layout, pad_rows
+from mac_core.networks.pointer import PointerHead, PointerMemory
+from mac_core.networks.reading import TextState, read, read_text, start
+from mac_core.networks.values import DocumentEncoding, Prefix, QuestionEncoding
+from mac_core.tokenization import Tokenizer
+from mac_core.types import Fingerprint, Modulation
+
+Observe = Callable[[str, float], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AnswerRequest:
+    """One question with the documents chosen for it, best first.
+
+    `texts` belong to the first `len(texts)` of `modulations` where there are any.
+    """
+
+    question: str
+    modulations: tuple[Modulation, ...] = ()  # empty: no prefix
+    aggregation_keys: tuple[AggregationKeys | None, ...] = ()  # cached at ingest; None: made here
+    log_prior: tuple[float, ...] = ()  # log-probability of each document given the question
+    texts: tuple[str, ...] = ()  # document texts in the prompt
+    max_new_tokens: int = 32
+    temperature: float = 0.0
+    seed: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Generated:
+    """One answer in the tokenizer's own spelling, and what carried it."""
+
+    text: str
+    token_ids: tuple[int, ...]
+    confidence: float  # mean probability of the answer's tokens, in [0, 1]
+    document_mass: tuple[float, ...]  # by modulation, sums to 1; empty without modulations
+    num_prompt_tokens: int
+    num_prefix_tokens: int
+    num_completion_tokens: int
+
+
+class MacModel(nn.Module):
+    """Frozen base LM and trained networks; engine thread only."""
+
+    def __init__(
+        self,
+        *,
+        config: ModelConfig,
+        tokenizer: Tokenizer,
+        fingerprint: Fingerprint,
+        base_lm: BaseLM,
+        amortization: AmortizationNetwork,
+        aggregation: AggregationNetwork,
+        prefix: PrefixNetwork,
+        pointer: PointerHead | None,
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.tokenizer = tokenizer
+        self.fingerprint = fingerprint
+        self.layout = Layout.of(tokenizer)
+        self.base_lm = base_lm
+        self.amortization = amortization
+        self.aggregation = aggregation
+        self.prefix = prefix
+        self.pointer = pointer
+
+    @property
+    def device(self) -> torch.device:
+        return self.base_lm.input_embeddings.weight.device
+
+    @property
+    def _max_pointed(self) -> int:
+        return 0 if self.config.pointer is None else self.config.pointer.max_documents
+
+    # Differentiable parts, shared with training.
+
+    def encode_documents(self, ids: Tensor, mask: Tensor) -> DocumentEncoding:
+        """Framed document ids `(documents, tokens)` -> modulations and keys, in one pass."""
+        return self.amortization.encode_documents(ids, self.base_lm.input_embeddings(ids), mask)
+
+    def encode_question_ids(self, ids: Tensor, mask: Tensor) -> QuestionEncoding:
+        """Framed question ids `(batch, tokens)`, right-padded."""
+        return self.amortization.encode_questions(ids, self.base_lm.input_embeddings(ids), mask)
+
+    # Inference.
+
+    @torch.inference_mode()
+    def amortize(self, chunks: Sequence[str]) -> list[Modulation]:
+        """Turn document chunks into modulations, one forward pass for all.
+
+        Raises:
+            ValueError: a chunk longer than the amortization network reads; the caller chunks.
+        """
+        if not chunks:
+            return []
+        encodings = [self.tokenizer.encode_with_offsets(chunk) for chunk in chunks]
+        rows = [self.layout.document(ids) for ids, _ in encodings]
+        longest = max(map(len, rows))
+        if longest > self.config.amortization.max_tokens:
+            limit = self.config.amortization.max_tokens
+            raise ValueError(f"a chunk has {longest} tokens with framing, the limit is {limit}")
+        ids, mask = pad_rows(rows, pad_id=self.layout.pad_id, device=self.device)
+        encoded = self.encode_documents(ids, mask)
+        keys = None
+        if self.pointer is not None:
+            keys = self.pointer.document_keys(encoded.states, self.base_lm.input_embeddings(ids))
+        head = len(self.layout.document_head)
+        modulations = []
+        for row, (token_ids, offsets) in enumerate(encodings):
+            content = slice(head, head + len(token_ids))
+            modulations.append(
+                Modulation(
+                    slots=encoded.slots[row][encoded.slot_mask[row]].float().cpu(),
+                    selection_key=encoded.selection_key[row].float().cpu(),
+                    token_ids=torch.tensor(token_ids, dtype=torch.int64),
+                    token_offsets=torch.tensor(offsets, dtype=torch.int64).reshape(-1, 2),
+                    pointer_keys=None if keys is None else keys[row, content].float().cpu(),
+                )
+            )
+        return modulations
+
+    @torch.inference_mode()
+    def aggregation_keys(self, modulation: Modulation) -> AggregationKeys:
+        """What aggregation needs of one document and no question changes; made once, at ingest."""
+        slots = modulation.slots[None].to(self.device)
+        mask = torch.ones(slots.shape[:2], dtype=torch.bool, device=self.device)
+        return self.aggregation.keys(slots, mask)
+
+    @torch.inference_mode()
+    def encode_questions(self, questions: Sequence[str]) -> Tensor:
+        """Selection queries `(batch, d_key)`, unit length, on the CPU."""
+        ids, mask = self._question_rows(questions)
+        return self.encode_question_ids(ids, mask).selection_query.float().cpu()
+
+    @torch.inference_mode()
+    def answer(
+        self,
+        requests: Sequence[AnswerRequest],
+        *,
+        should_stop: ShouldStop | None = None,
+        observe: Observe | None = None,
+    ) -> list[Generated]:
+        """Answer a batch; modes may differ by row, and no row reads another's documents.
+
+        Args:
+            should_stop: asked for each row between decode steps; True ends the row as it is.
+            observe: told the seconds of each phase: aggregate, prefill, decode.
+        """
+        if not requests:
+            return []
+        clock = _Clock(observe)
+        ids, mask = self._question_rows([request.question for request in requests])
+        prefix, masses = self._aggregate(requests, ids, mask)
+        clock.lap("aggregate")
+        text = self._read_texts(requests)
+        memory = self._pointer_memory(requests, text)
+        context = start(self.base_lm, batch=len(requests), prefix=prefix, text=text, like=ids)
+        hidden = read(self.base_lm, context, ids, mask)
+        last = mask.sum(1) - 1  # (batch,)
+        every = torch.arange(len(requests), device=ids.device)
+        clock.lap("prefill")
+        rows = generate(
+            self.base_lm,
+            self.pointer,
+            context=context,
+            memory=memory,
+            hidden=hidden[every, last][:, None],
+            last_ids=ids[every, last],
+            samplings=[
+                Sampling(
+                    max_new_tokens=request.max_new_tokens,
+                    temperature=request.temperature,
+                    seed=request.seed,
+                )
+                for request in requests
+            ],
+            end_id=self.layout.end_id,
+            should_stop=should_stop,
+        )
+        clock.lap("decode")
+        num_text = [0] * len(requests) if text is None else text.mask.sum(1).tolist()
+        return [
+            Generated(
+                text=self.tokenizer.decode(row.token_ids),
+                token_ids=tuple(row.token_ids),
+                confidence=sum(row.probabilities) / max(1, len(row.probabilities)),
+                document_mass=_document_mass(
+                    request, row, masses[row.index], max_documents=self._max_pointed
+                ),
+                num_prompt_tokens=int(mask[row.index].sum()) + int(num_text[row.index]),
+                num_prefix_tokens=self._num_prefix_tokens(prefix, row.index),
+                num_completion_tokens=len(row.token_ids),
+            )
+            for request, row in zip(requests, rows, strict=True)
+        ]
+
+    def _question_rows(self, questions: Sequence[str]) -> tuple[Tensor, Tensor]:
+        encoded = self.tokenizer.encode_batch(questions)
+        rows = [self.layout.question(ids) for ids in encoded]
+        return pad_rows(rows, pad_id=self.layout.pad_id, device=self.device)
+
+    def _aggregate(
+        self, requests: Sequence[AnswerRequest], ids: Tensor, mask: Tensor
+    ) -> tuple[Prefix | None, list[list[float]]]:
+        """The prefix of the batch, and the aggregation's mass by row and document."""
+        if not any(request.modulations for request in requests):
+            return None, [[] for _ in requests]
+        question = self.encode_question_ids(ids, mask)
+        bank, keys = bank_slice(
+            [request.modulations for request in requests],
+            [request.aggregation_keys for request in requests],
+            [request.log_prior for request in requests],
+            network=self.aggregation,
+            device=self.device,
+        )
+        target = aggregate_hierarchically(
+            self.aggregation, question, bank, keys, max_group=self.config.aggregation.max_group
+        )
+        prefix = self.prefix(target)
+        empty = [not request.modulations for request in requests]
+        if any(empty):  # a row without documents is the bare LM
+            blank = torch.tensor(empty, device=self.device)[:, None]
+            prefix = prefix.masked(blank)
+        return prefix, target.document_mass.float().tolist()
+
+    def _read_texts(self, requests: Sequence[AnswerRequest]) -> TextState | None:
+        if not any(request.texts for request in requests):
+            return None
+        rows = [self._prompt_text(request.texts) for request in requests]
+        ids, mask = pad_rows(rows, pad_id=self.layout.pad_id, device=self.device)
+        return read_text(self.base_lm, ids, mask)
+
+    def _prompt_text(self, texts: Sequence[str]) -> list[int]:
+        """Framed ids of as many whole texts as fit; the first is cut rather than left out."""
+        budget, row = self.config.max_text_tokens, list[int]()
+        for ids in self.tokenizer.encode_batch(texts):
+            framed = self.layout.document(ids)
+            if row and len(row) + len(framed) > budget:
+                break
+            row += framed[:budget]
+        return row
+
+    def _pointer_memory(
+        self, requests: Sequence[AnswerRequest], text: TextState | None
+    ) -> PointerMemory | None:
+        if self.pointer is None:
+            return None
+        memory = pointer_memory(
+            [request.modulations for request in requests],
+            [request.log_prior for request in requests],
+            max_documents=self._max_pointed,
+            device=self.device,
+        )
+        if text is None:
+            return memory
+        copied = text_memory(self, text, [request.log_prior[:1] for request in requests])
+        return copied if memory is None else memory.beside(copied)
+
+    def _num_prefix_tokens(self, prefix: Prefix | None, row: int) -> int:
+        return 0 if prefix is None else int((~torch.isneginf(prefix.log_bias[row])).sum())
+
+
+def text_memory(
+    model: MacModel, text: TextState, log_prior: Sequence[Sequence[float]]
+) -> PointerMemory:
+    """Pointer keys of the prompt's document text, under its document's log-prior (0: none given)."""
+    if model.pointer is None:
+        raise ValueError("this bundle has no pointer head")
+    prior = torch.tensor([row[0] if row else 0.0 for row in log_prior], device=text.ids.device)
+    masked = prior[:, None].expand(text.ids.shape).masked_fill(~text.mask, -torch.inf)
+    return PointerMemory(
+        keys=model.pointer.text_keys(text.hidden, model.base_lm.input_embeddings(text.ids)),
+        token_ids=text.ids,
+        log_prior=masked,
+    )
+
+
+def _document_mass(
+    request: AnswerRequest, row: Row, mass: list[float], *, max_documents: int
+) -> tuple[float, ...]:
+    """Attention mass by modulation: the pointer's where it copied, else the aggregation's."""
+    if not request.modulations:
+        return ()
+    if row.copied is None:
+        return tuple(mass[: len(request.modulations)])
+    pointed = request.modulations[:max_documents]
+    lengths = [len(modulation.token_ids) for modulation in pointed]
+    parts = [float(part.sum()) for part in row.copied[: sum(lengths)].split(lengths)]
+    parts[0] += float(row.copied[sum(lengths) :].sum())  # the prompt's text is the first document's
+    parts += [0.0] * (len(request.modulations) - len(parts))
+    total = sum(parts)
+    return tuple(part / total for part in parts) if total > 0 else tuple(mass[: len(parts)])
+
+
+class _Clock:
+    """Tells an observer the seconds between laps."""
+
+    def __init__(self, observe: Observe | None) -> None:
+        self._observe = observe
+        self._last = perf_counter()
+
+    def lap(self, phase: str) -> None:
+        now = perf_counter()
+        if self._observe is not None:
+            self._observe(phase, now - self._last)
+        self._last = now

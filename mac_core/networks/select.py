@@ -1,0 +1,65 @@
+"""Aggregation by selection: keep the slots that the question's tokens ask for.
+
+A learned late interaction (maximum over the question's tokens) scores every slot; the best
+`virtual_tokens` of the group stay, their scores becoming an attention bias, which is how the scores
+are trained. Nothing is averaged, so names and numbers stay sharp. The hierarchy is exact: the best of
+the groups' best are the best of the bank.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from mac_core.config import AggregationConfig
+from mac_core.networks.aggregation import AggregationKeys, AggregationNetwork
+from mac_core.networks.values import BankSlice, QuestionEncoding, TargetModulation
+
+
+class SelectAggregation(AggregationNetwork):
+    """Scores from keys cached per document; engine thread only."""
+
+    def __init__(self, config: AggregationConfig, *, num_virtual_tokens: int) -> None:
+        super().__init__()
+        self.num_virtual_tokens = num_virtual_tokens
+        self.key = nn.Linear(config.d_modulation, config.d_score, bias=False)
+        self.query = nn.Linear(config.d_question, config.d_score, bias=False)
+        self.scale = config.d_score**-0.5
+        with torch.no_grad():
+            self.key.weight.mul_(0.1)  # begin near equal scores: the unbiased prefix
+
+    def keys(self, slots: Tensor, mask: Tensor) -> AggregationKeys:
+        """Score keys `(documents, virtual_tokens, d_score)` of `(..., d_modulation)` slots."""
+        return AggregationKeys(tensors=(self.key(slots),))
+
+    def forward(
+        self, question: QuestionEncoding, bank: BankSlice, keys: AggregationKeys
+    ) -> TargetModulation:
+        """Keep the best slots of one group of documents, each row by itself."""
+        scores = self._scores(question, bank, keys)  # (batch, documents, virtual_tokens)
+        batch, documents, virtual_tokens = scores.shape
+        flat = scores.flatten(1)  # (batch, documents * virtual_tokens)
+        kept = min(self.num_virtual_tokens, flat.shape[1])
+        log_bias, index = flat.topk(kept, dim=1)  # (batch, kept)
+        slots = bank.slots.flatten(1, 2).expand(batch, -1, -1)
+        chosen = slots.gather(1, index[..., None].expand(-1, -1, slots.shape[-1]))
+        weights = torch.softmax(log_bias, dim=1).nan_to_num()  # a row without slots has no mass
+        mass = weights.new_zeros(batch, documents).scatter_add(1, index // virtual_tokens, weights)
+        return TargetModulation(slots=chosen, log_bias=log_bias, document_mass=mass)
+
+    def _scores(self, question: QuestionEncoding, bank: BankSlice, keys: AggregationKeys) -> Tensor:
+        """Log-score of every slot, float32; -inf where there is none.
+
+        Above the first level `bank.log_bias` holds the scores already.
+        """
+        if bank.log_bias is not None:
+            scores = bank.log_bias.expand(len(bank.log_prior), -1, -1).float()
+        else:
+            (key,) = keys.tensors
+            query = self.query(question.states)  # (batch, tokens, d_score)
+            match = torch.einsum("bqd,bksd->bqks", query, key.expand(len(query), -1, -1, -1))
+            match = match.float() * self.scale
+            match = match.masked_fill(~question.mask[:, :, None, None], -1e9)
+            scores = match.amax(1) + bank.log_prior[:, :, None]
+        mask = bank.mask.expand(len(scores), -1, -1)
+        return scores.masked_fill(~mask, -torch.inf)

@@ -1,0 +1,188 @@
+"""The training loop: wall-clock budget, stages by share of it, checkpoints, a log to read later.
+
+A run is a directory: `state/` to resume from, `log.jsonl`, and the bundle once it is exported.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+from torch.optim import AdamW
+
+from mac_core.networks.model import MacModel
+from mac_core.training.data import Batch, sample_batch
+from mac_core.training.encoding import EncodedParagraphs, IntArray
+from mac_core.training.options import MiniOptions
+from mac_core.training.resume import load_training_state, save_training_state
+from mac_core.training.step import StepConfig, training_loss
+from mac_core.types import Mode
+
+WARM_UP = 0.02  # share of the budget
+MODES: tuple[tuple[Mode, float], ...] = (
+    ("memory", 0.60),
+    ("hybrid", 0.17),
+    ("text", 0.18),
+    ("none", 0.05),
+)
+
+
+@dataclass(slots=True, kw_only=True)
+class Progress:
+    """Where a run stands; saved with every checkpoint."""
+
+    step: int = 0
+    elapsed_s: float = 0.0
+    questions: int = 0
+
+    def share(self, options: MiniOptions) -> float:
+        """Part of the budget that is spent, in [0, 1]."""
+        return min(1.0, self.elapsed_s / (60.0 * options.minutes))
+
+
+class Trainer:
+    """Trains one model on one encoded corpus until its minutes are spent."""
+
+    def __init__(
+        self,
+        model: MacModel,
+        encoded: EncodedParagraphs,
+        neighbours: IntArray,
+        options: MiniOptions,
+    ) -> None:
+        self.model = model
+        self.options = options
+        self.progress = Progress()
+        self._encoded = encoded
+        self._neighbours = neighbours
+        self._optimizer = make_optimizer(model, options)
+        self._rng = np.random.default_rng(options.seed)
+        self._log = options.run_directory / "log.jsonl"
+
+    @property
+    def state_file(self) -> Path:
+        return self.options.run_directory / "state.safetensors"
+
+    def resume(self) -> bool:
+        """Go on from the run's last checkpoint; False when there is none."""
+        if not self.state_file.is_file():
+            return False
+        saved = load_training_state(
+            self.state_file, model=self.model, optimizer=self._optimizer, rng=self._rng
+        )
+        self.progress = Progress(step=saved.step, **saved.notes)
+        return True
+
+    def save(self) -> None:
+        """Write a checkpoint that `resume` takes up."""
+        notes = asdict(self.progress)
+        save_training_state(
+            self.state_file,
+            model=self.model,
+            optimizer=self._optimizer,
+            rng=self._rng,
+            step=notes.pop("step"),
+            notes=notes,
+        )
+
+    def run(self) -> Iterator[dict[str, float]]:
+        """Train until the budget is spent; yields the averages of every `log_every` steps."""
+        self.model.train()
+        if self.options.device == "cpu":  # short rows: written-out attention is faster backward
+            for part in (self.model.base_lm.model, self.model.amortization.encoder):
+                part.set_attn_implementation("eager")  # type: ignore[operator, union-attr]
+        window: list[dict[str, float]] = []
+        saved = self.progress.elapsed_s
+        while self.progress.share(self.options) < 1.0:
+            began = time.monotonic()
+            window.append(self._step())
+            self.progress.elapsed_s += time.monotonic() - began
+            if len(window) == self.options.log_every:
+                yield self._report(window)
+                window = []
+            if self.progress.elapsed_s - saved > 60.0 * self.options.checkpoint_minutes:
+                self.save()
+                saved = self.progress.elapsed_s
+        self.save()
+
+    def _step(self) -> dict[str, float]:
+        options, share = self.options, self.progress.share(self.options)
+        rate = options.learning_rate * min(1.0, share / WARM_UP + 0.01, (1.0 - share) + 0.005)
+        for group in self._optimizer.param_groups:
+            group["lr"] = rate * group["scale"]
+        config = self._next_config(share)
+        batch = self._sample()
+        generator = torch.Generator().manual_seed(int(self._rng.integers(2**62)))
+        bf16 = options.device != "cpu" or _cpu_has_bf16()
+        with torch.autocast(options.device, torch.bfloat16, enabled=bf16):
+            losses = training_loss(self.model, batch, config, generator=generator)
+        losses["total"].backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self._optimizer.step()
+        self._optimizer.zero_grad(set_to_none=True)
+        self.progress.step += 1
+        self.progress.questions += len(batch.question_ids)
+        return {
+            f"{name}_{config.mode}": float(loss.detach())
+            for name, loss in losses.items()
+            if name != "total"
+        }
+
+    def _next_config(self, share: float) -> StepConfig:
+        modes, weights = zip(*MODES, strict=True)
+        mode = modes[int(self._rng.choice(len(modes), p=weights))]
+        many = share >= self.options.bank_after and self._rng.random() < 0.75
+        return StepConfig(mode=mode, num_documents=self.options.max_documents if many else 1)
+
+    def _sample(self) -> Batch:
+        return sample_batch(
+            self._encoded,
+            self._neighbours,
+            rng=self._rng,
+            num_paragraphs=self.options.num_paragraphs,
+            questions_per_paragraph=self.options.questions_per_paragraph,
+            max_tokens=self.options.max_tokens,
+            max_answer_tokens=self.options.max_answer_tokens,
+        )
+
+    def _report(self, window: list[dict[str, float]]) -> dict[str, float]:
+        names = sorted({name for losses in window for name in losses})
+        means = {
+            name: float(np.mean([losses[name] for losses in window if name in losses]))
+            for name in names
+        }
+        line = {
+            "step": self.progress.step,
+            "minutes": round(self.progress.elapsed_s / 60.0, 2),
+            "questions": self.progress.questions,
+            **{name: round(value, 4) for name, value in means.items()},
+        }
+        with self._log.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+        return line
+
+
+def make_optimizer(model: MacModel, options: MiniOptions) -> AdamW:
+    """AdamW in two groups: warm-started weights, and heads that start at random."""
+    heads = [*model.aggregation.parameters()]
+    heads += [] if model.pointer is None else [*model.pointer.parameters()]
+    mine = {id(parameter) for parameter in heads}
+    warm = [parameter for parameter in model.parameters() if id(parameter) not in mine]
+    return AdamW(
+        [{"params": warm, "scale": 1.0}, {"params": heads, "scale": options.head_rate}],
+        lr=options.learning_rate,
+        betas=(0.9, 0.98),
+        weight_decay=0.01,
+        fused=True,
+    )
+
+
+def _cpu_has_bf16() -> bool:
+    """Whether bf16 products are an instruction here; without it autocast only slows down."""
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()

