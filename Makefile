@@ -1,0 +1,67 @@
+# Every command sets up .venv itself from plain python3; later runs reuse it until
+# pyproject.toml or constraints.txt change.
+PYTHON ?= python3
+# A package index with CPU builds of torch, asked before the usual one. Without it, Linux machines
+# get the CUDA build, which also runs on a CPU but is some gigabytes larger.
+TORCH_INDEX ?=
+# Options handed through, as in: make test ARGS="-k bank"
+ARGS ?=
+# A file in SQuAD's layout, for `make bench` and `make evaluate`
+DATA ?=
+
+BIN := .venv/bin
+STAMP := .venv/.installed
+TRAIN_STAMP := .venv/.installed-train
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+INDEX := $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
+
+.DEFAULT_GOAL := help
+.PHONY: help venv demo serve test lint format bench evaluate train clean
+
+help: ## list the commands
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
+
+venv: $(STAMP) ## set up .venv
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "$(PYTHON) is $$($(PYTHON) --version 2>&1); 3.11 or newer is needed" >&2; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(PIP) $(INDEX) torch
+	$(PIP) $(INDEX) --editable '.[dev]'
+	@touch $@
+
+$(TRAIN_STAMP): $(STAMP)
+	$(PIP) $(INDEX) --editable '.[train]'
+	@touch $@
+
+demo: $(STAMP) ## questions before and after documents are learned, over HTTP
+	$(BIN)/python deploy/demo/demo.py
+
+serve: $(STAMP) ## run the server; MAC_HOST, MAC_PORT, MAC_DATA_DIR and every other setting apply
+	$(BIN)/mac serve $(ARGS)
+
+test: $(STAMP) ## pytest
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(STAMP) ## ruff check, ruff format --check, mypy --strict
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(STAMP) ## let ruff lay the code out
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(STAMP) ## latency and documents/s over HTTP; DATA=FILE
+	$(BIN)/mac bench --start --data '$(DATA)' $(ARGS)
+
+evaluate: $(STAMP) ## SQuAD-Seq in all modes; DATA=FILE
+	$(BIN)/mac evaluate squad-seq --data '$(DATA)' $(ARGS)
+
+train: $(TRAIN_STAMP) ## train the bundled model; options in ARGS
+	$(BIN)/mac train mini $(ARGS)
+
+clean: ## remove .venv and caches; data/ and runs/ stay
+	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis build mac_server.egg-info
+	find mac_core server tests deploy -name __pycache__ -type d -prune -exec rm -rf {} +
