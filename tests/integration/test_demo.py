@@ -16,8 +16,6 @@ from tests.integration.server_process import environment
 ROOT = Path(__file__).parents[2]
 COUNT = r"(\d+)/(\d+)"
 CLOSING_LINE = re.compile(rf"demo: before {COUNT}, memory {COUNT}, hybrid {COUNT} correct")
-    r"demo: before (\d+)/(\d+), memory (\d+)/(\d+), hybrid (\d+)/(\d+) correct"
-)
 TIMEOUT_S = 600.0
 
 
