@@ -1,0 +1,1 @@
+"""Where documents are durable (store) and how the engine reads them (bank). Knows no network."""

@@ -1,0 +1,77 @@
+"""Between rows of the SQLite store and documents; its page cursors. Runs no statement."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from mac_core.errors import InvalidInput
+from mac_core.memory.record_format import decode_record
+from mac_core.memory.records import DocumentRecord, canonical_json
+from mac_core.types import DocumentInfo, Fingerprint
+
+MAX_IDS_PER_STATEMENT = 500
+CURSOR = re.compile(rb"p([0-9]{1,18})")
+INFO = (
+    "position, id, title, num_chunks, num_tokens, created_at, updated_at, published_at, "
+    "expires_at, version, metadata"
+)
+RECORD = "position, id, version, created_at, header, payload"
+INSERT = """
+INSERT INTO documents (namespace, id, title, metadata, published_at, expires_at, created_at,
+    updated_at, content_hash, version, num_chunks, num_tokens, num_bytes, header, payload)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+"""
+
+
+def row_of(
+    record: DocumentRecord, header: str, payload: bytes, *, version: int, created_at: float
+) -> tuple[object, ...]:
+    times = (record.published_at, record.expires_at, created_at, record.updated_at)
+    sizes = (len(record.chunks), record.num_tokens, len(header) + len(payload))
+    return (
+        *(record.namespace, record.id, record.title, canonical_json(record.metadata)),
+        *(*times, record.content_hash, version, *sizes, header, payload),
+    )
+
+
+def record_of(
+    namespace: str, row: Sequence[Any], fingerprint: Fingerprint | None
+) -> DocumentRecord:
+    _, document_id, version, created_at, header, payload = row
+    name = f"document {document_id!r} of namespace {namespace!r}"
+    return decode_record(
+        header, payload, fingerprint=fingerprint, version=version, created_at=created_at, name=name
+    )
+
+
+def info_of(namespace: str, row: Sequence[Any]) -> DocumentInfo:
+    values = dict(zip(INFO.split(", "), row, strict=True))
+    del values["position"]
+    values["metadata"] = json.loads(values["metadata"])
+    return DocumentInfo(namespace=namespace, **values)
+
+
+def in_parts(ids: Sequence[str]) -> Iterator[tuple[Sequence[str], str]]:
+    """Parts small enough for one statement, each with its question marks."""
+    for start in range(0, len(ids), MAX_IDS_PER_STATEMENT):
+        part = ids[start : start + MAX_IDS_PER_STATEMENT]
+        yield part, ", ".join("?" * len(part))
+
+
+def encode_cursor(position: int) -> str:
+    return base64.urlsafe_b64encode(f"p{position}".encode()).decode()
+
+
+def decode_cursor(cursor: str) -> int:
+    try:
+        matched = CURSOR.fullmatch(base64.b64decode(cursor, altchars=b"-_", validate=True))
+    except (binascii.Error, ValueError):
+        matched = None
+    if matched is None:
+        raise InvalidInput(f"cursor {cursor!r} was not given by a page of this list")
+    return int(matched[1])

@@ -1,0 +1,94 @@
+"""What every store means: the durable source of truth of all namespaces. Knows no database."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple, Protocol
+
+from mac_core.memory.records import DocumentRecord
+from mac_core.types import DocumentInfo, DocumentPage, MetadataValue, NamespaceInfo
+
+
+class DocumentStamp(NamedTuple):
+    """What decides whether a document that comes again is unchanged, and its result if so."""
+
+    content_hash: str
+    num_chunks: int
+    num_tokens: int
+    created_at: float  # seconds since the epoch
+
+
+class Store(Protocol):
+    """Durable documents in order of writing; an updated document moves to the end.
+
+    A namespace's version starts at 0 and grows by one with every write that changes it. A write is
+    one transaction: durable when the call returns, and wholly absent when it raises. One thread at
+    a time. Every method raises StoreError when the store cannot do its work; reading a record's
+    modulations also CorruptRecord and ForeignRecord.
+    """
+
+    def put(self, namespace: str, records: Sequence[DocumentRecord]) -> int:
+        """Write the records, replacing those with the same ids; the version that holds them.
+
+        All get the same new version. An id that was there keeps its `created_at`. Of two records
+        with one id the later stays. No record, no new version.
+
+        Raises:
+            InvalidInput: a record cannot be written as it is (not valid Unicode, not JSON).
+        """
+        ...
+
+    def delete(self, namespace: str, ids: Sequence[str]) -> tuple[tuple[str, ...], int]:
+        """Remove what is there of `ids`: (removed ids, version); same version when nothing was."""
+        ...
+
+    def get(self, namespace: str, document_id: str) -> DocumentRecord | None: ...
+
+    def info(self, namespace: str, document_id: str) -> DocumentInfo | None:
+        """One document with its text, whichever networks made its modulations."""
+        ...
+
+    def hashes(self, namespace: str, ids: Sequence[str]) -> dict[str, DocumentStamp]:
+        """Stamps of those of `ids` that are there."""
+        ...
+
+    def scan(self, namespace: str) -> Iterator[DocumentRecord]:
+        """Every document in order of writing; writes in between are allowed."""
+        ...
+
+    def list(
+        self,
+        namespace: str,
+        *,
+        limit: int,
+        cursor: str | None = None,
+        filter: Mapping[str, MetadataValue] | None = None,
+    ) -> DocumentPage:
+        """One page in order of writing; an empty `filter` matches all.
+
+        Raises:
+            InvalidInput: a limit below one, or a cursor that no page gave.
+        """
+        ...
+
+    def namespaces(self) -> Sequence[NamespaceInfo]:
+        """Every namespace ever written to, by name."""
+        ...
+
+    def version(self, namespace: str) -> int: ...
+
+    def expired(self, now: float) -> Sequence[tuple[str, str]]:
+        """(namespace, id) of documents whose `expires_at` is not after `now`."""
+        ...
+
+    def check(self) -> None:
+        """Return when the store can write now.
+
+        Raises:
+            StoreError: it cannot, and why.
+        """
+        ...
+
+    def close(self) -> None:
+        """Give everything back; closing twice is allowed."""
+        ...

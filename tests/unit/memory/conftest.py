@@ -1,0 +1,70 @@
+"""Tiny documents: widths of a few, seeded by their own id."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from mac_core.memory.chunking import Chunk
+from mac_core.memory.quantization import pack
+from mac_core.memory.records import DocumentRecord, StoredChunk, content_hash
+from mac_core.memory.sqlite_store import SqliteStore
+from mac_core.types import Document, Fingerprint, Modulation
+
+D_KEY = 8
+MakeRecord = Callable[..., DocumentRecord]
+
+
+def modulation_of(seed_text: str, *, with_pointer: bool = True) -> Modulation:
+    generator = torch.Generator().manual_seed(zlib.crc32(seed_text.encode("utf-8", "replace")))
+    return Modulation(
+        slots=torch.randn(2, 130, generator=generator),
+        selection_key=F.normalize(torch.randn(D_KEY, generator=generator), dim=0),
+        token_ids=torch.tensor([5, 6, 7]),
+        token_offsets=torch.tensor([[0, 1], [1, 2], [2, 3]]),
+        pointer_keys=torch.randn(3, 6, generator=generator) if with_pointer else None,
+    )
+
+
+def _make_record(document_id: str, text: str | None = None, **changes: Any) -> DocumentRecord:
+    text = f"the text of {document_id}" if text is None else text
+    parts = changes.pop("parts", [text])
+    chunks, start = [], 0
+    for index, part in enumerate(parts):
+        chunk = Chunk(index=index, text=part, start=start, end=start + len(part), num_tokens=3)
+        chunks.append(StoredChunk(chunk=chunk, stored=pack(modulation_of(part))))
+        start += len(part)
+    values: dict[str, Any] = {
+        "namespace": "default", "title": None, "metadata": {}, "published_at": None,
+        "expires_at": None, "created_at": 100.0, "updated_at": 100.0,
+        "content_hash": content_hash(Document(text=text)), "num_tokens": 3 * len(parts),
+    }  # fmt: skip
+    return DocumentRecord(id=document_id, text=text, chunks=tuple(chunks), **(values | changes))
+
+
+@pytest.fixture(scope="session")
+def make_modulation() -> Callable[..., Modulation]:
+    return modulation_of
+
+
+@pytest.fixture(scope="session")
+def make_record() -> MakeRecord:
+    return _make_record
+
+
+@pytest.fixture(scope="session")
+def fingerprint() -> Fingerprint:
+    return Fingerprint(amortization_hash="a" * 64, base_lm_hash="b" * 64)
+
+
+@pytest.fixture
+def store(tmp_path: Path, fingerprint: Fingerprint) -> Iterator[SqliteStore]:
+    opened = SqliteStore(tmp_path / "store", fingerprint=fingerprint)
+    yield opened
+    opened.close()

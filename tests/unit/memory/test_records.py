@@ -1,0 +1,146 @@
+"""Ids, hashes, filters and the bytes of a record."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+
+from mac_core.errors import CorruptRecord, ForeignRecord, InvalidInput, StoreError
+from mac_core.memory.record_format import decode_record, encode_record
+from mac_core.memory.records import (
+    DocumentRecord,
+    canonical_json,
+    content_hash,
+    document_id,
+    metadata_matches,
+)
+from mac_core.types import Document, Fingerprint, MetadataValue
+
+MakeRecord = Callable[..., DocumentRecord]
+
+
+def read(header: str, payload: bytes, fingerprint: Fingerprint | None) -> DocumentRecord:
+    return decode_record(
+        header, payload, fingerprint=fingerprint, version=7, created_at=1.5, name="document 'd'"
+    )
+
+
+def test_automatic_id_ignores_white_space_and_composition() -> None:
+    assert document_id("n", "caf\u00e9  is\nopen") == document_id("n", " cafe\u0301 is open ")
+
+
+@pytest.mark.parametrize(("namespace", "text"), [("other", "text"), ("n", "Text"), ("nt", "ext")])
+def test_automatic_id_depends_on_namespace_and_text(namespace: str, text: str) -> None:
+    assert document_id(namespace, text) != document_id("n", "text")
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        Document(text="a  b"), Document(text="a b", title="t"),
+        Document(text="a b", metadata={"k": 1}), Document(text="a b", published_at=1.0),
+        Document(text="a b", ttl_s=1.0),
+    ],
+)  # fmt: skip
+def test_content_hash_sees_every_part(changed: Document) -> None:
+    assert content_hash(changed) != content_hash(Document(text="a b"))
+
+
+def test_content_hash_ignores_id_and_order_of_metadata() -> None:
+    one = Document(text="t", id="1", metadata={"a": 1, "b": 2})
+    two = Document(text="t", id="2", metadata={"b": 2, "a": 1}, on_conflict="fail")
+    assert content_hash(one) == content_hash(two)
+
+
+@pytest.mark.parametrize(
+    "document", [Document(text="\ud800"), Document(text="t", metadata={"k": float("nan")})]
+)
+def test_content_that_cannot_be_stored_is_refused(document: Document) -> None:
+    with pytest.raises(InvalidInput):
+        content_hash(document)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "expected"),
+    [
+        ({}, True), ({"n": 1}, True), ({"n": 1.0}, True), ({"n": True}, False), ({"b": 1}, False),
+        ({"b": True}, True), ({"none": None}, True), ({"absent": None}, False),
+        ({"s": "x", "n": 1}, True), ({"s": "x", "n": 2}, False),
+    ],
+)  # fmt: skip
+def test_filter_is_equality_of_present_values(
+    wanted: dict[str, MetadataValue], expected: bool
+) -> None:
+    assert metadata_matches({"n": 1, "b": True, "none": None, "s": "x"}, wanted) is expected
+
+
+def test_a_record_comes_back_whole(make_record: MakeRecord, fingerprint: Fingerprint) -> None:
+    record = make_record(
+        "a/\u00e9 \U0001f600", parts=["first \u4e2d ", "second"], text="first \u4e2d second",
+        title="T\x00", metadata={"k": [1, None]}, published_at=3.0,
+    )  # fmt: skip
+    decoded = read(*encode_record(record, fingerprint), fingerprint)
+    plain = ("id", "namespace", "title", "text", "metadata", "published_at", "expires_at")
+    assert [getattr(decoded, name) for name in plain] == [getattr(record, name) for name in plain]
+    assert (decoded.version, decoded.created_at) == (7, 1.5)
+    assert [part.chunk for part in decoded.chunks] == [part.chunk for part in record.chunks]
+    for before, after in zip(record.chunks, decoded.chunks, strict=True):
+        expected, actual = dict(before.stored.tensors()), dict(after.stored.tensors())
+        assert expected.keys() == actual.keys()
+        assert all(torch.equal(expected[name], actual[name]) for name in expected)
+
+
+@pytest.mark.parametrize("place", [0, 30, -1])
+def test_a_changed_byte_of_the_payload_is_corrupt(
+    make_record: MakeRecord, fingerprint: Fingerprint, place: int
+) -> None:
+    header, payload = encode_record(make_record("d"), fingerprint)
+    damaged = bytearray(payload)
+    damaged[place] ^= 1
+    with pytest.raises(CorruptRecord, match="document 'd'.*checksum"):
+        read(header, bytes(damaged), fingerprint)
+
+
+def test_a_truncated_payload_is_corrupt(make_record: MakeRecord, fingerprint: Fingerprint) -> None:
+    header, payload = encode_record(make_record("d"), fingerprint)
+    with pytest.raises(CorruptRecord, match=str(len(payload) - 9)):
+        read(header, payload[:-9], fingerprint)
+
+
+@pytest.mark.parametrize("header", ["", "{", "[]", "null", "{}", '{"format_version": "1"}'])
+def test_a_header_that_is_none_is_corrupt(header: str, fingerprint: Fingerprint) -> None:
+    with pytest.raises(CorruptRecord, match="document 'd'"):
+        read(header, b"", fingerprint)
+
+
+def test_a_changed_header_is_corrupt(make_record: MakeRecord, fingerprint: Fingerprint) -> None:
+    header, payload = encode_record(make_record("d", title="before"), fingerprint)
+    with pytest.raises(CorruptRecord, match="header fails its checksum"):
+        read(header.replace("before", "after"), payload, fingerprint)
+
+
+@pytest.mark.parametrize("network", ["amortization_hash", "base_lm_hash"])
+def test_a_foreign_record_names_the_hashes_and_the_command(
+    make_record: MakeRecord, fingerprint: Fingerprint, network: str
+) -> None:
+    encoded = encode_record(make_record("d"), fingerprint)
+    other = replace(fingerprint, **{network: "c" * 64})
+    with pytest.raises(ForeignRecord, match=f"{network}.*cccc.*mac bank reindex"):
+        read(*encoded, other)
+
+
+def test_a_foreign_record_can_be_read_on_purpose(
+    make_record: MakeRecord, fingerprint: Fingerprint
+) -> None:
+    assert read(*encode_record(make_record("d", "text"), fingerprint), None).text == "text"
+
+
+def test_a_newer_format_is_refused(make_record: MakeRecord, fingerprint: Fingerprint) -> None:
+    header, payload = encode_record(make_record("d"), fingerprint)
+    newer = canonical_json(json.loads(header) | {"format_version": 2})
+    with pytest.raises(StoreError, match="record format 2 .*newer"):
+        read(newer, payload, fingerprint)
