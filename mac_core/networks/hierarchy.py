@@ -1,0 +1,238 @@
+"""Banks larger than one group: aggregate groups, then their results; or read all of it exactly.
+
+The hierarchy splits the *bank* into groups of at most `max_group` documents (M), aggregates each
+with the same question and takes the results as the next bank: at most ceil(log_M N) levels
+(arXiv 2403.04317, section 3.3). It serves any aggregation network. Rows never meet, and documents
+that all rows share are read where they lie.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from mac_core.networks.aggregation import (
+    AggregationKeys,
+    AggregationNetwork,
+    AttendAggregation,
+    block_shard,
+    finish_target,
+    token_mean,
+)
+from mac_core.networks.attention import attend_online, shard_mass, slot_bias
+from mac_core.networks.values import BankSlice, QuestionEncoding, TargetModulation
+
+KeyedBank = tuple[BankSlice, AggregationKeys]
+
+
+def group_ranges(bank_size: int, *, max_group: int) -> list[range]:
+    """Split the bank into groups of at most `max_group` documents, each document once.
+
+    Raises:
+        ValueError: `max_group` below 1.
+    """
+    if max_group < 1:
+        raise ValueError(f"max_group={max_group} is below 1")
+    starts = range(0, bank_size, max_group)
+    return [range(start, min(start + max_group, bank_size)) for start in starts]
+
+
+def num_levels(bank_size: int, *, max_group: int) -> int:
+    """How often a bank is aggregated until one modulation is left: ceil(log_M N), at least 1.
+
+    Raises:
+        ValueError: an empty bank, or `max_group` below 2, for which there would be no end.
+    """
+    _check(bank_size, max_group)
+    levels = 1
+    while bank_size > max_group:
+        bank_size = -(-bank_size // max_group)
+        levels += 1
+    return levels
+
+
+def aggregate_hierarchically(
+    network: AggregationNetwork,
+    question: QuestionEncoding,
+    bank: BankSlice,
+    keys: AggregationKeys,
+    *,
+    max_group: int,
+) -> TargetModulation:
+    """Aggregate a bank of any size, level by level.
+
+    A group counts at the next level by the summed prior of its documents. A document's mass is its
+    mass within its group times the group's mass above.
+
+    Raises:
+        ValueError: an empty bank (the caller answers without a prefix), or `max_group` below 2.
+    """
+    documents = bank.log_prior.shape[1]
+    _check(documents, max_group)
+    if documents <= max_group:
+        target: TargetModulation = network(question, bank, keys)
+        return target
+    groups, mass = _aggregate_groups(network, question, (bank, keys), max_group)
+    above = aggregate_hierarchically(
+        network, question, groups, network.keys(groups.slots, groups.mask), max_group=max_group
+    )
+    group_mass = above.document_mass.repeat_interleave(max_group, dim=1)[:, :documents]
+    return replace(above, document_mass=mass * group_mass)
+
+
+def shard_bank(bank: BankSlice, keys: AggregationKeys, *, max_documents: int) -> list[KeyedBank]:
+    """Cut a bank that lies in memory into shards of at most `max_documents`, all of them views."""
+    ranges = group_ranges(bank.log_prior.shape[1], max_group=max_documents)
+    return [_span((bank, keys), part.start, part.stop) for part in ranges]
+
+
+def aggregate_flat(
+    network: AttendAggregation, question: QuestionEncoding, shards: Sequence[KeyedBank]
+) -> TargetModulation:
+    """Read the whole bank at once, exactly, one shard in memory at a time.
+
+    The shards are read twice per block, for the attention and for the documents' mass, so a
+    sequence that loads its shards when indexed keeps memory constant.
+
+    Raises:
+        ValueError: no shards.
+    """
+    target = network.start(question.states)  # (batch, virtual_tokens, d_modulation)
+    masses: list[Tensor] = []
+    for index, block in enumerate(network.reading_blocks()):
+        query = block.project_target(target)
+        softmax = attend_online(
+            query, (block_shard(keys, index, slot_bias(bank)) for bank, keys in shards)
+        )
+        target = block.update(target, softmax.mixed.to(target.dtype))
+        mass = [
+            shard_mass(
+                query, block_shard(keys, index, slot_bias(bank)), softmax.log_normalizer
+            )  # (batch, virtual_tokens, documents of this shard)
+            for bank, keys in shards
+        ]
+        masses.append(torch.cat([token_mean(question, part) for part in mass], dim=1))
+    return finish_target(question, target, torch.stack(masses).mean(0))
+
+
+def _aggregate_groups(
+    network: AggregationNetwork, question: QuestionEncoding, keyed: KeyedBank, max_group: int
+) -> tuple[BankSlice, Tensor]:
+    """One level: the groups' results as a bank, and each document's mass within its group.
+
+    Returns:
+        The bank of `(batch, groups)` results and the mass `(batch, documents)`.
+    """
+    bank = keyed[0]
+    batch, documents = bank.log_prior.shape
+    if batch > 1 and len(bank.slots) == 1:
+        # Groups and questions on one axis would need a copy of the bank per question; one question
+        # at a time, the groups of a shared bank are a view of it.
+        rows = [
+            _aggregate_groups(network, _question_row(question, row), _row(keyed, row), max_group)
+            for row in range(batch)
+        ]
+        return _join([groups for groups, _ in rows], dim=0), torch.cat([mass for _, mass in rows])
+    whole = documents // max_group * max_group
+    parts = [_aggregate_fold(network, question, _span(keyed, 0, whole), max_group)]
+    if whole < documents:  # only the last, short group is padded, hence copied
+        rest = _pad_documents(_span(keyed, whole, documents), max_group - (documents - whole))
+        parts.append(_aggregate_fold(network, question, rest, max_group))
+    masses = torch.cat([mass for _, mass in parts], dim=1)[:, :documents]
+    return _join([groups for groups, _ in parts], dim=1), masses
+
+
+def _aggregate_fold(
+    network: AggregationNetwork, question: QuestionEncoding, keyed: KeyedBank, max_group: int
+) -> tuple[BankSlice, Tensor]:
+    """As `_aggregate_groups`, for whole groups and a bank of its own for each row."""
+    batch, documents = keyed[0].log_prior.shape
+    groups = documents // max_group
+    bank, keys = _map(
+        keyed,
+        lambda t: t.expand(batch, *t.shape[1:]).reshape(batch * groups, max_group, *t.shape[2:]),
+    )
+    target: TargetModulation = network(_repeat_rows(question, groups), bank, keys)
+    results = BankSlice(
+        slots=target.slots.reshape(batch, groups, *target.slots.shape[1:]),
+        mask=(target.log_bias > -torch.inf).reshape(batch, groups, -1),
+        log_prior=_group_prior(bank).reshape(batch, groups),
+        log_bias=target.log_bias.reshape(batch, groups, -1),
+    )
+    return results, target.document_mass.reshape(batch, documents)
+
+
+def _group_prior(bank: BankSlice) -> Tensor:
+    """Log of the summed prior of a group's real documents: `(batch,)`, -inf for none."""
+    real = bank.mask.any(-1) & (bank.log_prior > -torch.inf)  # (batch, documents)
+    floor = torch.finfo(bank.log_prior.dtype).min  # finite: -inf alone has no gradient but NaN
+    total = torch.logsumexp(bank.log_prior.masked_fill(~real, floor), dim=-1)
+    return total.masked_fill(~real.any(-1), -torch.inf)
+
+
+def _map(keyed: KeyedBank, function: Callable[[Tensor], Tensor]) -> KeyedBank:
+    """Apply one function to every tensor of a bank and of its keys."""
+    bank, keys = keyed
+    mapped = BankSlice(
+        slots=function(bank.slots),
+        mask=function(bank.mask),
+        log_prior=function(bank.log_prior),
+        log_bias=None if bank.log_bias is None else function(bank.log_bias),
+    )
+    return mapped, keys.map(function)
+
+
+def _span(keyed: KeyedBank, start: int, stop: int) -> KeyedBank:
+    return _map(keyed, lambda tensor: tensor[:, start:stop])
+
+
+def _row(keyed: KeyedBank, row: int) -> KeyedBank:
+    return _map(keyed, lambda tensor: tensor if len(tensor) == 1 else tensor[row : row + 1])
+
+
+def _pad_documents(keyed: KeyedBank, amount: int) -> KeyedBank:
+    """Append `amount` documents that are not there."""
+    bank, keys = _map(keyed, lambda t: F.pad(t, (0, 0) * (t.ndim - 2) + (0, amount)))
+    real = bank.log_prior.shape[1] - amount
+    absent = torch.arange(bank.log_prior.shape[1], device=bank.log_prior.device) >= real
+    return replace(bank, log_prior=bank.log_prior.masked_fill(absent, -torch.inf)), keys
+
+
+def _question_row(question: QuestionEncoding, row: int) -> QuestionEncoding:
+    return _map_question(question, lambda tensor: tensor[row : row + 1])
+
+
+def _repeat_rows(question: QuestionEncoding, times: int) -> QuestionEncoding:
+    return _map_question(question, lambda tensor: tensor.repeat_interleave(times, dim=0))
+
+
+def _map_question(
+    question: QuestionEncoding, function: Callable[[Tensor], Tensor]
+) -> QuestionEncoding:
+    return QuestionEncoding(
+        states=function(question.states),
+        mask=function(question.mask),
+        selection_query=function(question.selection_query),
+    )
+
+
+def _join(banks: Sequence[BankSlice], *, dim: int) -> BankSlice:
+    """Concatenate banks that have the same fields along rows (0) or documents (1)."""
+    biases = [bank.log_bias for bank in banks if bank.log_bias is not None]
+    return BankSlice(
+        slots=torch.cat([bank.slots for bank in banks], dim),
+        mask=torch.cat([bank.mask for bank in banks], dim),
+        log_prior=torch.cat([bank.log_prior for bank in banks], dim),
+        log_bias=torch.cat(biases, dim) if biases else None,
+    )
+
+
+def _check(bank_size: int, max_group: int) -> None:
+    if bank_size < 1:
+        raise ValueError("bank_size=0: an empty bank has no target modulation")
+    if max_group < 2:
+        raise ValueError(f"max_group={max_group} is below 2: the hierarchy would not end")
