@@ -1,0 +1,269 @@
+"""What the API answers: response bodies, and how the engine's values become them."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from mac_core.types import (
+    Answer,
+    DocumentInfo,
+    DocumentResult,
+    MetadataValue,
+    Mode,
+    NamespaceInfo,
+)
+from server.problems import classify
+
+NO_DOCUMENT_NOTE = "no document was used: the base LM answered on its own"
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+def _moment(seconds: float | None) -> datetime | None:
+    # Addition, because fromtimestamp refuses what some platforms' time_t cannot hold.
+    return None if seconds is None else _EPOCH + timedelta(seconds=seconds)
+
+
+class DocumentLearned(BaseModel):
+    """The document is durable and answers at or after `bank_version` have seen it."""
+
+    id: str
+    status: Literal["inserted", "updated", "unchanged"]
+    chunks: int
+    tokens: int
+    bank_version: int
+
+    @classmethod
+    def of(cls, result: DocumentResult) -> Self:
+        """From a result whose status is not "failed"."""
+        return cls.model_validate(
+            {
+                "id": result.id,
+                "status": result.status,
+                "chunks": result.num_chunks,
+                "tokens": result.num_tokens,
+                "bank_version": result.bank_version,
+            }
+        )
+
+
+class DocumentFailed(BaseModel):
+    """This document of a batch was not learned; its neighbours are unaffected."""
+
+    id: str | None
+    status: Literal["failed"] = "failed"
+    code: str
+    detail: str
+
+    @classmethod
+    def of(cls, document_id: str | None, error: Exception) -> Self:
+        _, code, detail = classify(error)
+        return cls(id=document_id, code=code, detail=detail)
+
+
+class DocumentsLearned(BaseModel):
+    """One outcome per document, in the order of the request."""
+
+    documents: list[DocumentLearned | DocumentFailed]
+    bank_version: int
+
+
+class DocumentSummary(BaseModel):
+    """A stored document without its text."""
+
+    id: str
+    namespace: str
+    title: str | None
+    chunks: int
+    tokens: int
+    created_at: datetime
+    updated_at: datetime
+    published_at: datetime | None
+    expires_at: datetime | None
+    bank_version: int = Field(description="the version that wrote it")
+    metadata: dict[str, MetadataValue]
+
+    @classmethod
+    def of(cls, info: DocumentInfo) -> Self:
+        return cls.model_validate(
+            {
+                "id": info.id,
+                "namespace": info.namespace,
+                "title": info.title,
+                "chunks": info.num_chunks,
+                "tokens": info.num_tokens,
+                "created_at": _moment(info.created_at),
+                "updated_at": _moment(info.updated_at),
+                "published_at": _moment(info.published_at),
+                "expires_at": _moment(info.expires_at),
+                "bank_version": info.version,
+                "metadata": dict(info.metadata),
+                "text": info.text,  # read by DocumentDetail only
+            }
+        )
+
+
+class DocumentDetail(DocumentSummary):
+    """A stored document with its text."""
+
+    text: str
+
+
+class DocumentList(BaseModel):
+    """One page in the order of writing; `next_cursor` is null on the last."""
+
+    documents: list[DocumentSummary]
+    next_cursor: str | None
+
+
+class DocumentRemoved(BaseModel):
+    """Answers at or after `bank_version` know nothing of it."""
+
+    id: str
+    removed: Literal[True] = True
+    bank_version: int
+
+
+class NamespaceSummary(BaseModel):
+    """Size and version of one namespace's bank."""
+
+    namespace: str
+    documents: int
+    chunks: int
+    bytes: int
+    bank_version: int
+
+    @classmethod
+    def of(cls, info: NamespaceInfo) -> Self:
+        return cls(
+            namespace=info.namespace,
+            documents=info.num_documents,
+            chunks=info.num_chunks,
+            bytes=info.num_bytes,
+            bank_version=info.bank_version,
+        )
+
+
+class NamespaceList(BaseModel):
+    """Every namespace that holds or held a document."""
+
+    namespaces: list[NamespaceSummary]
+
+
+class SourceSpan(BaseModel):
+    """Half-open character range in the document's text."""
+
+    model_config = ConfigDict(from_attributes=True)
+
+    start: int
+    end: int
+
+
+class SourceBody(BaseModel):
+    """Attribution: a document whose modulation carried the answer, not a proof of it."""
+
+    model_config = ConfigDict(from_attributes=True)
+
+    id: str
+    chunk: int
+    score: float = Field(description="its share of the attention mass, in [0, 1]")
+    title: str | None
+    snippet: str
+    span: SourceSpan | None = Field(description="where the answer stands literally, if it does")
+
+
+class UsageBody(BaseModel):
+    """Tokens read and written."""
+
+    model_config = ConfigDict(from_attributes=True)
+
+    prompt_tokens: int
+    prefix_tokens: int
+    completion_tokens: int
+
+
+class TimingsBody(BaseModel):
+    """Milliseconds by phase; a batch shares its phases."""
+
+    model_config = ConfigDict(from_attributes=True)
+
+    queue: float
+    select: float
+    aggregate: float
+    prefill: float
+    decode: float
+
+
+class AskResponse(BaseModel):
+    """An answer, what it rests on, and what it cost."""
+
+    answer: str
+    confidence: float = Field(description="mean probability of the answer's tokens, in [0, 1]")
+    sources: list[SourceBody]
+    num_documents_used: int
+    note: str | None = Field(description="set when no document was used")
+    mode: Mode
+    bank_version: int
+    usage: UsageBody
+    timings_ms: TimingsBody
+    model: str
+
+    @classmethod
+    def of(cls, answer: Answer, *, mode: Mode) -> Self:
+        used = len({source.id for source in answer.sources})
+        return cls(
+            answer=answer.text,
+            confidence=answer.confidence,
+            sources=[SourceBody.model_validate(source) for source in answer.sources],
+            num_documents_used=used,
+            note=None if used else NO_DOCUMENT_NOTE,
+            mode=mode,
+            bank_version=answer.bank_version,
+            usage=UsageBody.model_validate(answer.usage),
+            timings_ms=TimingsBody.model_validate(answer.timings_ms),
+            model=answer.model,
+        )
+
+
+class Liveness(BaseModel):
+    """The process lives; says nothing of the engine."""
+
+    status: Literal["alive"] = "alive"
+
+
+class Readiness(BaseModel):
+    """What the engine can do now."""
+
+    status: str
+    detail: str
+    model: str
+    documents: int
+    chunks: int
+    bank_versions: dict[str, int]
+    store: str
+    queued_questions: int
+    queued_documents: int
+    last_step_age_s: float | None
+
+
+class Version(BaseModel):
+    """Which code and which networks answer."""
+
+    version: str
+    commit: str | None
+    model: dict[str, Any]
+
+
+class Problem(BaseModel):
+    """RFC 9457; `code` is stable, `detail` is for people."""
+
+    model_config = ConfigDict(extra="allow")
+
+    type: str
+    title: str
+    status: int
+    code: str
+    detail: str
+    request_id: str | None

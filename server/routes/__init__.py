@@ -1,0 +1,1 @@
+"""One module per group of routes; a route is parse, call, return."""

@@ -1,0 +1,39 @@
+"""`/ask`: answer one question from everything learned so far."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Query, Request
+
+from mac_core.types import Question
+from server.dependencies import EngineDependency, outcome_while_connected, require_json
+from server.responses import AskResponse
+from server.schemas import AskBody, NoQuery
+
+router = APIRouter(tags=["ask"])
+
+
+@router.post("/ask", dependencies=[Depends(require_json)])
+async def post_ask(
+    body: AskBody, _query: Annotated[NoQuery, Query()], request: Request, engine: EngineDependency
+) -> AskResponse:
+    """Answer one question; a client that goes away stops its own answer."""
+    answer = await outcome_while_connected(engine.ask(_question(body)), request)
+    return AskResponse.of(answer, mode=body.mode)
+
+
+def _question(body: AskBody) -> Question:
+    return Question(
+        text=body.question,
+        namespace=body.namespace,
+        mode=body.mode,
+        top_k=body.top_k,
+        max_new_tokens=body.max_new_tokens,
+        temperature=body.temperature,
+        seed=body.seed,
+        filter=body.filter,
+        as_of=body.as_of.timestamp() if body.as_of else None,
+        min_version=body.min_version,
+        timeout_ms=body.timeout_ms,
+    )

@@ -1,0 +1,188 @@
+"""`/documents` and `/namespaces` over a fake engine."""
+
+import httpx
+import pytest
+
+from mac_core.errors import CorruptRecord, EngineFailed, Overloaded, StoreError
+from tests.unit.server.fakes import FakeEngine
+
+pytestmark = pytest.mark.anyio
+
+TEXT = "The bridge opened in 1932."
+
+
+async def test_a_new_document_is_201_with_its_outcome(client: httpx.AsyncClient) -> None:
+    response = await client.post("/documents", json={"id": "bridge", "text": TEXT})
+    assert response.status_code == 201
+    assert response.json() == {
+        "id": "bridge",
+        "status": "inserted",
+        "chunks": 1,
+        "tokens": 5,
+        "bank_version": 1,
+    }
+
+
+async def test_the_same_document_without_an_id_is_unchanged(client: httpx.AsyncClient) -> None:
+    first = await client.post("/documents", json={"text": TEXT})
+    second = await client.post("/documents", json={"text": TEXT})
+    assert (first.status_code, second.status_code) == (201, 200)
+    assert second.json()["status"] == "unchanged"
+    assert second.json()["id"] == first.json()["id"]
+    assert second.json()["bank_version"] == first.json()["bank_version"]
+
+
+async def test_another_text_under_the_same_id_updates(client: httpx.AsyncClient) -> None:
+    await client.post("/documents", json={"id": "bridge", "text": TEXT})
+    response = await client.post("/documents", json={"id": "bridge", "text": "It closed."})
+    assert response.status_code == 200
+    assert response.json()["status"] == "updated"
+    assert (await client.get("/documents/bridge")).json()["text"] == "It closed."
+
+
+async def test_on_conflict_fail_is_409(client: httpx.AsyncClient) -> None:
+    await client.post("/documents", json={"id": "bridge", "text": TEXT})
+    body = {"id": "bridge", "text": "Other.", "on_conflict": "fail"}
+    response = await client.post("/documents", json=body)
+    assert response.status_code == 409
+    assert response.json()["code"] == "document_exists"
+    assert "'bridge'" in response.json()["detail"]
+
+
+async def test_a_batch_keeps_its_order_and_one_failure_to_itself(client: httpx.AsyncClient) -> None:
+    documents = [{"id": "a", "text": TEXT}, {"id": "b", "text": " \n"}, {"id": "c", "text": TEXT}]
+    response = await client.post("/documents", json={"documents": documents})
+    assert response.status_code == 200
+    body = response.json()
+    assert [item["status"] for item in body["documents"]] == ["inserted", "failed", "inserted"]
+    failed = body["documents"][1]
+    assert set(failed) == {"id", "status", "code", "detail"}
+    assert (failed["id"], failed["code"]) == ("b", "invalid_input")
+    assert body["bank_version"] == 2
+
+
+async def test_a_batch_goes_to_its_namespace(client: httpx.AsyncClient) -> None:
+    await client.post("/documents", json={"namespace": "news", "documents": [{"text": TEXT}]})
+    namespaces = (await client.get("/namespaces")).json()["namespaces"]
+    assert namespaces == [
+        {"namespace": "news", "documents": 1, "chunks": 1, "bytes": 100, "bank_version": 1}
+    ]
+
+
+async def test_documents_of_a_batch_may_name_one_namespace(client: httpx.AsyncClient) -> None:
+    documents = [{"text": TEXT, "namespace": "news"}, {"text": "More.", "namespace": "news"}]
+    response = await client.post("/documents", json={"documents": documents})
+    assert response.status_code == 200
+    assert (await client.get("/documents")).json()["documents"] == []
+    listed = await client.get("/documents", params={"namespace": "news"})
+    assert len(listed.json()["documents"]) == 2
+
+
+async def test_all_fields_of_a_document_come_back(client: httpx.AsyncClient) -> None:
+    body = {
+        "id": "bridge",
+        "text": TEXT,
+        "title": "Bridges",
+        "metadata": {"year": 1932, "steel": True, "city": "Sydney", "toll": 2.5, "old": None},
+        "published_at": "2026-01-31T12:00:00+02:00",
+        "ttl_seconds": 60,
+    }
+    await client.post("/documents", json=body)
+    document = (await client.get("/documents/bridge")).json()
+    assert document["metadata"] == body["metadata"]
+    assert document["title"] == "Bridges"
+    assert document["published_at"] == "2026-01-31T10:00:00Z"
+    assert document["created_at"] == "2026-09-21T14:13:20Z"
+    assert document["expires_at"] == "2026-09-21T14:14:20Z"
+    assert document["text"] == TEXT
+
+
+async def test_pages_follow_each_other_without_texts(client: httpx.AsyncClient) -> None:
+    documents = [{"id": str(number), "text": f"Text {number}."} for number in range(3)]
+    await client.post("/documents", json={"documents": documents})
+    first = (await client.get("/documents", params={"limit": 2})).json()
+    cursor = first["next_cursor"]
+    second = (await client.get("/documents", params={"limit": 2, "cursor": cursor})).json()
+    ids = [item["id"] for page in (first, second) for item in page["documents"]]
+    assert ids == ["0", "1", "2"]
+    assert second["next_cursor"] is None
+    assert "text" not in first["documents"][0]
+
+
+@pytest.mark.parametrize(
+    ("parameter", "expected"),
+    [
+        ({"metadata.year": "1932"}, ["number"]),
+        ({"metadata.year": '"1932"'}, ["text"]),
+        ({"metadata.city": "Sydney"}, ["number", "text"]),
+        ({"metadata.city": "Sydney", "metadata.year": "1932"}, ["number"]),
+        ({"metadata.city": "Perth"}, []),
+    ],
+)
+async def test_list_keeps_what_the_metadata_filter_names(
+    client: httpx.AsyncClient, parameter: dict[str, str], expected: list[str]
+) -> None:
+    documents = [
+        {"id": "number", "text": "One.", "metadata": {"year": 1932, "city": "Sydney"}},
+        {"id": "text", "text": "Two.", "metadata": {"year": "1932", "city": "Sydney"}},
+    ]
+    await client.post("/documents", json={"documents": documents})
+    listed = (await client.get("/documents", params=parameter)).json()["documents"]
+    assert [item["id"] for item in listed] == expected
+
+
+@pytest.mark.parametrize("value", ["NaN", "1e999", "[1]", "{}", "9" * 5000])
+async def test_a_filter_value_that_is_no_scalar_is_text(
+    client: httpx.AsyncClient, value: str
+) -> None:
+    response = await client.get("/documents", params={"metadata.x": value})
+    assert response.status_code == 200
+    assert response.json()["documents"] == []
+
+
+async def test_delete_says_what_it_removed_and_then_404(client: httpx.AsyncClient) -> None:
+    await client.post("/documents", json={"id": "bridge", "text": TEXT})
+    first = await client.delete("/documents/bridge")
+    assert (first.status_code, first.json()) == (
+        200,
+        {"id": "bridge", "removed": True, "bank_version": 2},
+    )
+    second = await client.delete("/documents/bridge")
+    assert (second.status_code, second.json()["code"]) == (404, "document_not_found")
+    assert (await client.get("/documents/bridge")).status_code == 404
+
+
+async def test_v1_is_the_same_handlers(client: httpx.AsyncClient) -> None:
+    assert (await client.post("/v1/documents", json={"id": "a/b", "text": TEXT})).status_code == 201
+    assert (await client.get("/v1/documents/a/b")).json()["text"] == TEXT
+    assert (await client.get("/documents/a/b")).json()["text"] == TEXT
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "code"),
+    [
+        (StoreError("the disk is full"), 503, "store_unavailable"),
+        (CorruptRecord("record 'a' fails its checksum"), 503, "corrupt_record"),
+        (EngineFailed("secret internals"), 500, "engine_failed"),
+        (RuntimeError("secret internals"), 500, "internal_error"),
+    ],
+)
+async def test_an_engine_error_is_its_row_of_the_table(
+    client: httpx.AsyncClient, engine: FakeEngine, error: Exception, status: int, code: str
+) -> None:
+    engine.refusal = error
+    response = await client.post("/documents", json={"text": TEXT})
+    assert (response.status_code, response.json()["code"]) == (status, code)
+    assert response.headers["content-type"] == "application/problem+json"
+    assert "secret" not in response.text
+
+
+async def test_a_full_queue_is_429_and_says_when_to_retry(
+    client: httpx.AsyncClient, engine: FakeEngine
+) -> None:
+    engine.refusal = Overloaded(lane="documents", max_queued=4, retry_after_s=2.3)
+    response = await client.post("/documents", json={"text": TEXT})
+    assert response.status_code == 429
+    assert response.headers["retry-after"] == "3"
+    assert response.json()["retry_after_s"] == 3
+    assert "limit of 4" in response.json()["detail"]

@@ -1,0 +1,90 @@
+"""Settings: precedence, and no misspelling goes unnoticed."""
+
+from pathlib import Path
+
+import pytest
+
+from server.settings import Settings, SettingsError, load_settings
+
+
+@pytest.fixture(autouse=True)
+def _own_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    import os
+
+    for name in [name for name in os.environ if name.upper().startswith("MAC_")]:
+        monkeypatch.delenv(name)
+
+
+def write(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "mac.toml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_defaults_bind_to_this_machine_only() -> None:
+    settings = load_settings()
+    assert (settings.host, settings.port, settings.data_dir) == ("127.0.0.1", 8000, Path("data"))
+    assert (settings.bundle, settings.max_body_bytes) == ("mini", 8 * 1024**2)
+
+
+def test_flag_beats_environment_beats_file_beats_default(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = write(tmp_path, 'host = "file"\nport = 1\nbundle = "file"\n')
+    monkeypatch.setenv("MAC_HOST", "environment")
+    monkeypatch.setenv("MAC_PORT", "2")
+    settings = load_settings({"host": "flag", "port": None}, config=config)
+    assert (settings.host, settings.port, settings.bundle) == ("flag", 2, "file")
+    assert settings.device == "cpu"
+
+
+def test_mac_config_names_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MAC_CONFIG", str(write(tmp_path, "port = 9000")))
+    assert load_settings().port == 9000
+
+
+def test_an_empty_variable_is_unset(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MAC_PORT", "")
+    assert load_settings().port == 8000
+
+
+def test_an_unknown_variable_is_an_error_with_its_neighbour(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("MAC_DATA_DIRECTORY", "/data")
+    with pytest.raises(SettingsError, match=r"MAC_DATA_DIRECTORY \(did you mean MAC_DATA_DIR\?\)"):
+        load_settings()
+
+
+def test_an_unknown_key_of_the_file_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=r"prot \(did you mean port\?\)"):
+        load_settings(config=write(tmp_path, "prot = 1"))
+
+
+def test_a_value_out_of_range_names_the_variable_and_the_value(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("MAC_PORT", "65536")
+    with pytest.raises(SettingsError, match=r"MAC_PORT: .*65535, got '65536'"):
+        load_settings()
+
+
+@pytest.mark.parametrize("text", ["port = ", "port 1"])
+def test_a_file_that_does_not_parse_is_an_error(tmp_path: Path, text: str) -> None:
+    with pytest.raises(SettingsError, match=r"cannot read the settings file .*mac\.toml"):
+        load_settings(config=write(tmp_path, text))
+
+
+def test_a_missing_file_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="cannot read the settings file"):
+        load_settings(config=tmp_path / "none.toml")
+
+
+def test_printed_settings_are_a_settings_file(tmp_path: Path) -> None:
+    settings = Settings(port=9000, bundle='quo"ted', num_threads=2)
+    assert load_settings(config=write(tmp_path, settings.to_toml())) == settings
+
+
+def test_the_engine_gets_its_part() -> None:
+    config = Settings(max_queued_questions=3, num_threads=2, device="cuda").engine_config()
+    assert (config.max_queued_questions, config.num_threads, config.device) == (3, 2, "cuda")
