@@ -1,10 +1,11 @@
-"""An evaluation as a card for people and one JSON line for tools."""
+"""An evaluation as a card for people, one JSON line for tools, and every answer on request."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from rich import box
@@ -12,8 +13,9 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from mac_core.evaluation.metrics import Estimate
-from mac_core.evaluation.results import RECALL_DEPTHS, Evaluation, ModeResult
+from mac_core.evaluation.dataset import SquadQuestion
+from mac_core.evaluation.metrics import Estimate, f1, strict_em
+from mac_core.evaluation.results import RECALL_DEPTHS, Evaluation, ModeResult, Prediction
 
 SCORES = ("strict_em", "prefix_em", "f1", "f1_shortest")
 
@@ -36,6 +38,29 @@ def to_json_line(evaluation: Evaluation) -> str:
         },
         separators=(",", ":"),
     )
+
+
+def write_predictions(
+    path: Path,
+    questions: Sequence[SquadQuestion],
+    predictions: Mapping[str, Sequence[Prediction]],
+) -> None:
+    """Every answer of every mode beside its references, one JSON object a line."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", encoding="utf-8") as stream:
+        for mode, made in predictions.items():
+            for question, prediction in zip(questions, made, strict=True):
+                row = {
+                    "mode": mode,
+                    "id": question.id,
+                    "document": question.document_id,
+                    "question": question.text,
+                    "answer": prediction.answer,
+                    "references": question.references,
+                    "strict_em": strict_em(prediction.answer, question.references),
+                    "f1": round(f1(prediction.answer, question.references), 4),
+                }
+                stream.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
 def _mode_values(result: ModeResult) -> dict[str, Any]:

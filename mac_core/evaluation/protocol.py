@@ -1,0 +1,152 @@
+"""SQuAD-Seq (arXiv 2403.04317, section 4): every document into the bank, then every question.
+
+Answers come from the engine's own selecting and the model's own answering, called without its
+thread: what is measured is what is served. Knows nothing of files and terminals.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from math import exp
+from time import perf_counter
+from typing import Literal, get_args
+
+from torch import Tensor
+
+from mac_core.engine.ports import AnsweringModel
+from mac_core.engine.selecting import Selecting
+from mac_core.engine.sources import find_sources
+from mac_core.evaluation.answer_log import AnswerLog
+from mac_core.evaluation.dataset import SquadQuestion
+from mac_core.evaluation.learned import DOCUMENT_KEY, Advance
+from mac_core.evaluation.results import RECALL_DEPTHS, Prediction
+from mac_core.memory.bank import BankEntry, BankView, MemoryBank, Selected
+from mac_core.networks.model import AnswerRequest, Generated
+from mac_core.types import Mode, Question
+
+EvaluationMode = Literal["none", "text", "memory", "hybrid", "oracle", "oracle-text"]
+MODES: tuple[EvaluationMode, ...] = get_args(EvaluationMode)
+
+
+# How documents are chosen, and how the chosen are read. The oracles choose from the right document
+# alone; its text is chosen as memory chooses, because BM25 can miss a document entirely.
+_SELECTS: dict[EvaluationMode, Mode] = {"oracle": "memory", "oracle-text": "memory"}
+_READS: dict[EvaluationMode, Mode] = {"oracle": "memory", "oracle-text": "text"}
+
+RETRIEVAL_WAYS = ("fused", "dense", "bm25")
+# Chunks looked at for the best distinct documents: some documents have several.
+_RETRIEVED_CHUNKS = 2 * max(RECALL_DEPTHS)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asker:
+    """Asks questions of one bank view. Not thread-safe, as the model is not."""
+
+    model: AnsweringModel
+    bank: MemoryBank
+    view: BankView
+    batch_size: int = 16
+    top_k: int | None = None  # None: the bundle's own
+    max_new_tokens: int = 32
+
+    def answer_all(
+        self,
+        mode: EvaluationMode,
+        questions: Sequence[SquadQuestion],
+        *,
+        log: AnswerLog,
+        advance: Advance = lambda amount: None,
+    ) -> list[Prediction]:
+        """Answer every question that `log` does not hold yet; in the order of `questions`."""
+        known = log.read(mode)
+        advance(sum(question.id in known for question in questions))
+        waiting = [question for question in questions if question.id not in known]
+        # Questions of like length go together: less padding, the same answers.
+        waiting.sort(key=lambda question: len(question.text))
+        for first in range(0, len(waiting), self.batch_size):
+            answered = self.answer_batch(mode, waiting[first : first + self.batch_size])
+            log.append(mode, answered)
+            known |= {prediction.question_id: prediction for prediction in answered}
+            advance(len(answered))
+        return [known[question.id] for question in questions]
+
+    def answer_batch(
+        self, mode: EvaluationMode, questions: Sequence[SquadQuestion]
+    ) -> list[Prediction]:
+        """Select, read and spell as the engine does."""
+        started = perf_counter()
+        asked = [self._question(mode, question) for question in questions]
+        selecting = Selecting(self.model, self.bank)
+        selected = selecting.select(asked, [self.view] * len(asked), now=0.0)
+        reading = [replace(q, mode=_READS.get(mode, q.mode)) for q in asked]
+        requests = selecting.requests(reading, selected)
+        generated = self.model.answer(requests)
+        answers = [
+            _spell(request, chosen, made)
+            for request, chosen, made in zip(requests, selected, generated, strict=True)
+        ]
+        seconds = (perf_counter() - started) / len(questions)
+        return [
+            Prediction(question_id=question.id, answer=answer, seconds=seconds)
+            for question, answer in zip(questions, answers, strict=True)
+        ]
+
+    def _question(self, mode: EvaluationMode, question: SquadQuestion) -> Question:
+        is_oracle = mode in _SELECTS
+        return Question(
+            text=question.text,
+            mode=_SELECTS[mode] if is_oracle else mode,  # type: ignore[arg-type]
+            top_k=self.top_k,
+            max_new_tokens=self.max_new_tokens,
+            filter={DOCUMENT_KEY: question.document_id} if is_oracle else {},
+        )
+
+    def rank_all(
+        self, questions: Sequence[SquadQuestion], *, advance: Advance = lambda amount: None
+    ) -> dict[str, list[int | None]]:
+        """By way of retrieval, the right document's rank from 0 for each question; None: missed."""
+        ranks: dict[str, list[int | None]] = {way: [] for way in RETRIEVAL_WAYS}
+        for first in range(0, len(questions), self.batch_size):
+            batch = questions[first : first + self.batch_size]
+            queries = self.model.encode_questions([question.text for question in batch])
+            for way in RETRIEVAL_WAYS:
+                found = self._retrieve(way, batch, queries)
+                pairs = zip(batch, found, strict=True)
+                ranks[way] += [_rank(question.document_id, entries) for question, entries in pairs]
+            advance(len(batch))
+        return ranks
+
+    def _retrieve(
+        self, way: str, questions: Sequence[SquadQuestion], queries: Tensor
+    ) -> list[list[BankEntry]]:
+        """The best chunks of each question, best first; `queries` is `(batch, d_key)`."""
+        if way == "dense":
+            keys = self.view.selection_keys
+            cosines = queries.to(keys) @ keys.T  # (batch, bank_size)
+            best = cosines.topk(min(_RETRIEVED_CHUNKS, len(keys))).indices.tolist()
+            return [[self.view.entries[row] for row in rows] for rows in best]
+        selected = self.bank.select_batch(
+            self.view,
+            queries=queries,
+            texts=[question.text for question in questions],
+            top_k=_RETRIEVED_CHUNKS,
+            filter={},
+            as_of=None,
+            now=0.0,
+            mode="bm25" if way == "bm25" else "fused",
+        )
+        return [[chosen.entry for chosen in row] for row in selected]
+
+
+def _spell(request: AnswerRequest, selected: Sequence[Selected], generated: Generated) -> str:
+    """The answer as the document that carried it spells it, as the engine returns it."""
+    used = selected[: len(request.modulations) or len(request.texts)]
+    masses = generated.document_mass or [exp(chosen.log_prior) for chosen in used]
+    return find_sources(generated.text, [chosen.entry for chosen in used], masses)[0]
+
+
+def _rank(document_id: str, entries: Sequence[BankEntry]) -> int | None:
+    """The document's place among the distinct documents of `entries`."""
+    distinct = list(dict.fromkeys(entry.document_id for entry in entries))
+    return distinct.index(document_id) if document_id in distinct else None
