@@ -16,6 +16,8 @@ def anyio_backend() -> str:
 
 @pytest.fixture(autouse=True)
 def _plain_logging() -> Iterator[None]:
+    """structlog's default draws tracebacks for people, which takes seconds each."""
+    structlog.configure(processors=[structlog.processors.KeyValueRenderer()])
     yield
     structlog.reset_defaults()
 
