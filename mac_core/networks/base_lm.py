@@ -119,7 +119,8 @@ class BaseLM(nn.Module):
 
     def _projection(self, layer: Any) -> KeyValueProjection:
         def heads(states: Tensor) -> Tensor:
-            return states.unflatten(-1, (self.num_kv_heads, self.head_dim)).transpose(1, 2)
+            shape = (*states.shape[:-1], self.num_kv_heads, self.head_dim)
+            return states.reshape(shape).transpose(1, 2)
 
         if hasattr(layer, "attention"):  # BERT: post-norm
             own = layer.attention.self

@@ -1,4 +1,4 @@
-"""From the documents chosen for each row to padded tensors; what all rows share is laid out once."""
+"""From the documents chosen for each row to padded tensors; what rows share is laid out once."""
 
 from __future__ import annotations
 
@@ -34,22 +34,22 @@ def bank_slice(
     distinct = rows[:1] if shared else rows
     documents = max(len(row) for row in distinct)
     prior = torch.full((len(rows), documents), -torch.inf)
-    for index, values in enumerate(log_prior):
-        prior[index, : len(values)] = torch.tensor(values)
+    for row, values in enumerate(log_prior):
+        prior[row, : len(values)] = torch.tensor(values)
     flat = [modulation for row in distinct for modulation in row]
     slots = pad_sequence([modulation.slots for modulation in flat], batch_first=True).to(device)
     lengths = torch.tensor([len(modulation.slots) for modulation in flat])
     mask = (torch.arange(slots.shape[1]) < lengths[:, None]).to(device)
     keys = _keys([key for row in cached[: len(distinct)] for key in row], slots, mask, network)
     place = _places(distinct, documents).to(device)  # (rows, documents), into flat; -1: none
-    index = place.clamp_min(0)
+    index: Tensor = place.clamp_min(0)
     return (
         BankSlice(
             slots=slots[index],
             mask=mask[index] & (place >= 0)[..., None],
             log_prior=prior.to(device),
         ),
-        AggregationKeys(tensors=tuple(tensor[index] for tensor in keys.tensors)),
+        keys.select(index),
     )
 
 
@@ -106,13 +106,7 @@ def _keys(
     network: AggregationNetwork,
 ) -> AggregationKeys:
     """Cached keys, padded to the slots' length; made here only for documents that lack them."""
-    if any(key is None for key in cached) or len(cached) != len(slots):
-        return network.keys(slots, mask)
     found = [key for key in cached if key is not None]
-    columns = zip(*(key.tensors for key in found), strict=True)
-    return AggregationKeys(
-        tensors=tuple(
-            pad_sequence([tensor[0] for tensor in column], batch_first=True).to(slots.device)
-            for column in columns
-        )
-    )
+    if len(found) < len(slots):
+        return network.keys(slots, mask)
+    return AggregationKeys.stack(found).to(slots.device)

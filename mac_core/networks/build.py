@@ -44,11 +44,13 @@ def build_model(
         CheckpointError: the parts' widths do not fit each other.
     """
     amortization = _amortization(config, encoder_config)
-    pointer = config.pointer and PointerHead(
-        d_model=base_lm.d_model,
-        d_encoder=_hidden_size(encoder_config),
-        d_pointer=config.pointer.d_pointer,
-    )
+    pointer = None
+    if config.pointer is not None:
+        pointer = PointerHead(
+            d_model=base_lm.d_model,
+            d_encoder=_hidden_size(encoder_config),
+            d_pointer=config.pointer.d_pointer,
+        )
     return MacModel(
         config=config,
         tokenizer=Tokenizer(tokenizer_json),

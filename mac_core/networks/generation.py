@@ -1,4 +1,4 @@
-"""Greedy and sampled generation over the mixture of vocabulary and copying, row by row in one batch.
+"""Greedy and sampled generation over the mixture of vocabulary and copying, by row in one batch.
 
 A row leaves the batch at the step at which it ends, so late rows do not pay for early ones.
 """
@@ -113,7 +113,7 @@ def _step(
     hidden: Tensor,
     last_ids: Tensor,
 ) -> tuple[Tensor, Tensor | None]:
-    """Next-token probabilities `(batch, vocabulary)` and the pointer's attention, if there is one."""
+    """Next-token probabilities `(batch, vocabulary)` and, with a pointer, its attention."""
     scores = base_lm.logits(hidden)[:, 0]
     if pointer is None or memory is None:
         return torch.softmax(scores.float(), dim=-1), None

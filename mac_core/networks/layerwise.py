@@ -1,9 +1,10 @@
 """Layer-wise amortization: a document's hidden states of every layer are its modulation.
 
 A bidirectional encoder of the base LM's depth and width reads the document once; neighbouring
-positions are pooled into slots; at layer l the base LM's own key and value projections turn a slot's
-part for layer l into a prefix position. P-tuning v2 in all layers, in the space in which the base LM
-already attends. The same encoder reads questions. Capacity after arXiv 2408.03094 and 2411.05877.
+positions are pooled into slots; at layer l the base LM's own key and value projections turn a
+slot's part for layer l into a prefix position. P-tuning v2 in all layers, in the space in which the
+base LM already attends. The same encoder reads questions. Capacity after arXiv 2408.03094 and
+2411.05877.
 """
 
 from __future__ import annotations
@@ -59,7 +60,6 @@ class LayerwiseAmortization(AmortizationNetwork):
             selection_key=mean_unit(states, mask),
         )
 
-
     def encode_questions(self, ids: Tensor, embeddings: Tensor, mask: Tensor) -> QuestionEncoding:
         """Read questions with the encoder that reads documents, so that both meet in one space."""
         output = self.encoder(inputs_embeds=embeddings, attention_mask=mask.long())
@@ -103,8 +103,8 @@ def pool_positions(states: Tensor, mask: Tensor, *, size: int) -> tuple[Tensor, 
         Slots `(documents, ceil(tokens / size), width)` and their bool mask.
     """
     short = -states.shape[1] % size
-    weights = F.pad(mask, (0, short)).unflatten(1, (-1, size)).to(states.dtype)
-    grouped = F.pad(states, (0, 0, 0, short)).unflatten(1, (-1, size))
+    weights = F.pad(mask, (0, short)).reshape(len(mask), -1, size).to(states.dtype)
+    grouped = F.pad(states, (0, 0, 0, short)).reshape(len(states), -1, size, states.shape[-1])
     totals = (grouped * weights[..., None]).sum(2)  # (documents, slots, width)
     counts = weights.sum(2)  # (documents, slots)
     return totals / counts.clamp_min(1.0)[..., None], counts > 0

@@ -1,4 +1,4 @@
-"""How documents, questions and answers are framed in token ids; the one place that knows markers."""
+"""How documents, questions and answers are framed in token ids; nobody else knows the markers."""
 
 from __future__ import annotations
 

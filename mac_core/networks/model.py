@@ -145,7 +145,7 @@ class MacModel(nn.Module):
         """What aggregation needs of one document and no question changes; made once, at ingest."""
         slots = modulation.slots[None].to(self.device)
         mask = torch.ones(slots.shape[:2], dtype=torch.bool, device=self.device)
-        return self.aggregation.keys(slots, mask)
+        return self.aggregation.keys(slots, mask).select(0)
 
     @torch.inference_mode()
     def encode_questions(self, questions: Sequence[str]) -> Tensor:
@@ -247,9 +247,12 @@ class MacModel(nn.Module):
     def _read_texts(self, requests: Sequence[AnswerRequest]) -> TextState | None:
         if not any(request.texts for request in requests):
             return None
-        rows = [self._prompt_text(request.texts) for request in requests]
+        distinct = list(dict.fromkeys(request.texts for request in requests))  # each read once
+        rows = [self._prompt_text(texts) for texts in distinct]
         ids, mask = pad_rows(rows, pad_id=self.layout.pad_id, device=self.device)
-        return read_text(self.base_lm, ids, mask)
+        place = {texts: index for index, texts in enumerate(distinct)}
+        index = torch.tensor([place[request.texts] for request in requests], device=self.device)
+        return read_text(self.base_lm, ids, mask).rows(index)
 
     def _prompt_text(self, texts: Sequence[str]) -> list[int]:
         """Framed ids of as many whole texts as fit; the first is cut rather than left out."""
@@ -284,7 +287,7 @@ class MacModel(nn.Module):
 def text_memory(
     model: MacModel, text: TextState, log_prior: Sequence[Sequence[float]]
 ) -> PointerMemory:
-    """Pointer keys of the prompt's document text, under its document's log-prior (0: none given)."""
+    """Pointer keys of the prompt's document text, under its document's log-prior, 0 if none."""
     if model.pointer is None:
         raise ValueError("this bundle has no pointer head")
     prior = torch.tensor([row[0] if row else 0.0 for row in log_prior], device=text.ids.device)
@@ -306,7 +309,7 @@ def _document_mass(
         return tuple(mass[: len(request.modulations)])
     pointed = request.modulations[:max_documents]
     lengths = [len(modulation.token_ids) for modulation in pointed]
-    parts = [float(part.sum()) for part in row.copied[: sum(lengths)].split(lengths)]
+    parts = [float(part.sum()) for part in torch.split(row.copied[: sum(lengths)], lengths)]
     parts[0] += float(row.copied[sum(lengths) :].sum())  # the prompt's text is the first document's
     parts += [0.0] * (len(request.modulations) - len(parts))
     total = sum(parts)

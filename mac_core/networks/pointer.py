@@ -61,11 +61,13 @@ class PointerHead(nn.Module):
         Returns:
             `(documents, tokens, d_pointer)`.
         """
-        return self.document_key(_with_neighbours(states, embeddings))  # type: ignore[no-any-return]
+        keys: Tensor = self.document_key(_with_neighbours(states, embeddings))
+        return keys
 
     def text_keys(self, hidden: Tensor, embeddings: Tensor) -> Tensor:
         """Keys of tokens that stand in the prompt, from the base LM's own hidden states."""
-        return self.text_key(_with_neighbours(hidden, embeddings))  # type: ignore[no-any-return]
+        keys: Tensor = self.text_key(_with_neighbours(hidden, embeddings))
+        return keys
 
     def log_attention(self, hidden: Tensor, last: Tensor, memory: PointerMemory) -> Tensor:
         """Log-probability of copying each token.
@@ -78,7 +80,9 @@ class PointerHead(nn.Module):
             `(batch, steps, tokens)`, float32; a row without tokens is -inf throughout.
         """
         query = self.query(torch.cat([hidden, last], dim=-1))
-        scores = (query @ memory.keys.mT).float() * self.scale + memory.log_prior[:, None].float()
+        scores: Tensor = (query @ memory.keys.mT).float() * self.scale + memory.log_prior[
+            :, None
+        ].float()
         return scores - torch.logsumexp(scores, dim=-1, keepdim=True).nan_to_num(neginf=0.0)
 
     def log_gate(self, hidden: Tensor, memory: PointerMemory) -> tuple[Tensor, Tensor]:

@@ -38,7 +38,7 @@ class TextState:
 
 @dataclass(slots=True, kw_only=True)
 class Context:
-    """A batch of rows in flight: the cache and what new tokens may see of it. Engine thread only."""
+    """Rows in flight: the cache and what new tokens may see of it. Engine thread only."""
 
     cache: DynamicCache
     bias: Tensor  # (batch, cached), added to attention scores; -inf: masked

@@ -2,8 +2,8 @@
 
 A learned late interaction (maximum over the question's tokens) scores every slot; the best
 `virtual_tokens` of the group stay, their scores becoming an attention bias, which is how the scores
-are trained. Nothing is averaged, so names and numbers stay sharp. The hierarchy is exact: the best of
-the groups' best are the best of the bank.
+are trained. Nothing is averaged, so names and numbers stay sharp. The hierarchy is exact: the best
+of the groups' best are the best of the bank.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class SelectAggregation(AggregationNetwork):
             self.key.weight.mul_(0.1)  # begin near equal scores: the unbiased prefix
 
     def keys(self, slots: Tensor, mask: Tensor) -> AggregationKeys:
-        """Score keys `(documents, virtual_tokens, d_score)` of `(..., d_modulation)` slots."""
+        """Score keys `(documents, virtual_tokens, d_score)`; further leading axes are kept."""
         return AggregationKeys(tensors=(self.key(slots),))
 
     def forward(

@@ -14,7 +14,7 @@ class MiniOptions:
     run_directory: Path
     minutes: float  # wall-clock budget of this run; the learning rate falls to 0 at its end
     seed: int = 0
-    num_paragraphs: int = 32  # per step, half of them neighbours of the others
+    num_paragraphs: int = 16  # per step, half of them neighbours of the others
     questions_per_paragraph: int = 4
     max_tokens: int = 192  # of a paragraph in training
     max_answer_tokens: int = 12
@@ -27,7 +27,7 @@ class MiniOptions:
     pool: int = 4
     d_pointer: int = 128
     checkpoint_minutes: float = 5.0
-    log_every: int = 20  # steps
+    log_every: int = 25  # steps
     device: str = "cpu"
     num_threads: int = 2
     sources: tuple[str, ...] = ("squad",)

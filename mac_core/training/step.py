@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mac_core.networks.aggregation import AggregationKeys
 from mac_core.networks.model import MacModel, text_memory
 from mac_core.networks.pointer import PointerMemory
 from mac_core.networks.reading import TextState, read, read_text, start
@@ -60,7 +59,9 @@ def frame(model: MacModel, batch: Batch) -> Framed:
     layout, device = model.layout, model.device
     head, tail = layout.document_head, layout.document_tail
     document_ids, document_mask = _framed(batch.document_ids, batch.document_mask, head, tail)
-    content, _ = _framed(batch.document_mask.long(), batch.document_mask, (0,) * len(head), (0,) * len(tail))
+    content, _ = _framed(
+        batch.document_mask.long(), batch.document_mask, (0,) * len(head), (0,) * len(tail)
+    )
     question_ids, question_mask = _framed(
         batch.question_ids, batch.question_mask, layout.question_head, layout.question_tail
     )
@@ -68,7 +69,7 @@ def frame(model: MacModel, batch: Batch) -> Framed:
     return Framed(
         document_ids=document_ids.to(device),
         document_mask=document_mask.to(device),
-        content=content[:, : document_ids.shape[1]].bool().to(device),
+        content=content.bool().to(device),
         copy_mask=copy_mask.to(device),
         question_ids=question_ids.to(device),
         question_mask=question_mask.to(device),
@@ -128,7 +129,7 @@ class Chosen:
     log_prior: Tensor  # (questions, documents)
 
     def shown(self, wrong_fraction: float, *, generator: torch.Generator) -> Tensor:
-        """Whose text stands in the prompt: mostly the right one's, else the hardest distractor's."""
+        """Whose text stands in the prompt: the right one's or, at times, the hardest other's."""
         if self.index.shape[1] == 1:
             return self.index[:, 0]
         wrong = torch.rand(len(self.index), generator=generator) < wrong_fraction
@@ -167,13 +168,15 @@ def aggregate(
             log_bias=flat.masked_fill(~encoded.slot_mask, -torch.inf),
             document_mass=flat[:, :1],
         )
-        return model.prefix(whole).rows(index[:, 0])
+        prefix: Prefix = model.prefix(whole)
+        return prefix.rows(index[:, 0])
     keys = model.aggregation.keys(encoded.slots, encoded.slot_mask)
     bank = BankSlice(
         slots=encoded.slots[index], mask=encoded.slot_mask[index], log_prior=chosen.log_prior
     )
-    cached = AggregationKeys(tensors=tuple(tensor[index] for tensor in keys.tensors))
-    return model.prefix(model.aggregation(question, bank, cached))
+    target: TargetModulation = model.aggregation(question, bank, keys.select(index))
+    many: Prefix = model.prefix(target)
+    return many
 
 
 def document_memory(

@@ -24,6 +24,7 @@ from mac_core.training.resume import load_training_state, save_training_state
 from mac_core.training.step import StepConfig, training_loss
 from mac_core.types import Mode
 
+STATE_FILE = "state.safetensors"
 WARM_UP = 0.02  # share of the budget
 MODES: tuple[tuple[Mode, float], ...] = (
     ("memory", 0.60),
@@ -67,7 +68,7 @@ class Trainer:
 
     @property
     def state_file(self) -> Path:
-        return self.options.run_directory / "state.safetensors"
+        return self.options.run_directory / STATE_FILE
 
     def resume(self) -> bool:
         """Go on from the run's last checkpoint; False when there is none."""

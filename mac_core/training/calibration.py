@@ -1,0 +1,153 @@
+"""After training: how much dense and BM25 scores say, and how many documents to aggregate.
+
+Fitted on held-out train articles that no step has seen. The scales make the selection's softmax a
+probability: the likelihood of the right document among all of the held-out bank is maximal.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from mac_core.config import SelectionConfig
+from mac_core.evaluation.answer_log import AnswerLog
+from mac_core.evaluation.dataset import SquadQuestion
+from mac_core.evaluation.learned import learn_documents
+from mac_core.evaluation.protocol import Asker, EvaluationMode
+from mac_core.evaluation.results import score_mode
+from mac_core.memory.bank import BankView, MemoryBank
+from mac_core.memory.index import Bm25Index
+from mac_core.networks.model import MacModel
+from mac_core.training.corpora import Paragraph
+from mac_core.types import Document
+
+TOP_KS = (1, 2, 4, 8)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HeldOut:
+    """Held-out paragraphs as documents, and their questions."""
+
+    documents: tuple[Document, ...]
+    questions: tuple[SquadQuestion, ...]
+
+    @classmethod
+    def of(cls, paragraphs: Sequence[Paragraph]) -> HeldOut:
+        documents, questions = list[Document](), list[SquadQuestion]()
+        for number, paragraph in enumerate(paragraphs):
+            name = f"held-out-{number:05d}"
+            documents.append(Document(id=name, title=paragraph.article, text=paragraph.text))
+            questions += [
+                SquadQuestion(
+                    id=f"{name}-{place}",
+                    text=question.question,
+                    references=question.answers,
+                    document_id=name,
+                )
+                for place, question in enumerate(paragraph.questions)
+                if question.answers
+            ]
+        return cls(documents=tuple(documents), questions=tuple(questions))
+
+    def sample(self, count: int, *, seed: int) -> tuple[SquadQuestion, ...]:
+        """Some of the questions, drawn without replacement."""
+        generator = torch.Generator().manual_seed(seed)
+        order = torch.randperm(len(self.questions), generator=generator).tolist()
+        return tuple(self.questions[index] for index in sorted(order[:count]))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Calibration:
+    """What was chosen, and the figures it was chosen by."""
+
+    selection: SelectionConfig
+    f1_by_top_k: dict[int, float]  # memory, held-out, percent
+    f1_by_mode: dict[str, float]  # at the chosen top_k, percent
+    num_documents: int
+    num_questions: int
+
+
+def calibrate(model: MacModel, held_out: HeldOut, *, num_questions: int, seed: int) -> Calibration:
+    """Fit the scales, then take the `top_k` whose answers score best."""
+    model.eval()
+    fit = held_out.sample(4 * num_questions, seed=seed)
+    bank = MemoryBank(model.config.selection)
+    view = learn_documents(model, bank, held_out.documents, batch_size=16)
+    dense_scale, bm25_scale = fit_scales(*scores_of(model, view, fit))
+    scored = held_out.sample(num_questions, seed=seed + 1)
+    selection = replace(model.config.selection, dense_scale=dense_scale, bm25_scale=bm25_scale)
+    by_k: dict[int, float] = {}
+    for top_k in TOP_KS:
+        by_k[top_k] = _f1(model, held_out, replace(selection, top_k=top_k), scored, "memory")
+    best = max(by_k, key=lambda k: (by_k[k], -k))
+    selection = replace(selection, top_k=best)
+    modes: tuple[EvaluationMode, ...] = ("none", "text", "hybrid", "oracle")
+    by_mode: dict[str, float] = {
+        mode: _f1(model, held_out, selection, scored, mode) for mode in modes
+    }
+    return Calibration(
+        selection=selection,
+        f1_by_top_k=by_k,
+        f1_by_mode={"memory": by_k[best], **by_mode},
+        num_documents=len(held_out.documents),
+        num_questions=len(scored),
+    )
+
+
+def scores_of(
+    model: MacModel, view: BankView, questions: Sequence[SquadQuestion]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Cosine and BM25 `(questions, bank_size)`, and the right entry `(questions,)`."""
+    place = {entry.document_id: row for row, entry in reversed(list(enumerate(view.entries)))}
+    index = Bm25Index()
+    for row, entry in enumerate(view.entries):
+        index.add(row, entry.text)
+    bm25 = torch.zeros(len(questions), len(view.entries))
+    for number, question in enumerate(questions):
+        for row, score in index.search(question.text):
+            bm25[number, row] = score
+    queries = [
+        model.encode_questions([question.text for question in questions[first : first + 64]])
+        for first in range(0, len(questions), 64)
+    ]
+    cosine = torch.cat(queries) @ view.selection_keys.T
+    right = torch.tensor([place[question.document_id] for question in questions])
+    return cosine, bm25, right
+
+
+def fit_scales(cosine: Tensor, bm25: Tensor, right: Tensor) -> tuple[float, float]:
+    """Scales under which softmax(a * cosine + b * BM25) gives the right entries most likelihood."""
+    log_scales = torch.tensor([20.0, 0.5]).log().requires_grad_(True)
+    optimizer = torch.optim.LBFGS([log_scales], max_iter=50, line_search_fn="strong_wolfe")
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        dense, lexical = log_scales.exp()
+        loss = F.cross_entropy(dense * cosine + lexical * bm25, right)
+        loss.backward()  # type: ignore[no-untyped-call]
+        return loss
+
+    optimizer.step(closure)  # type: ignore[no-untyped-call]
+    dense, lexical = log_scales.detach().exp().tolist()
+    return round(dense, 3), round(lexical, 4)
+
+
+def _f1(
+    model: MacModel,
+    held_out: HeldOut,
+    selection: SelectionConfig,
+    questions: Sequence[SquadQuestion],
+    mode: EvaluationMode,
+) -> float:
+    """Mean F1 in percent of one mode under these settings."""
+    model.config = replace(model.config, selection=selection)
+    bank = MemoryBank(selection)
+    view = learn_documents(model, bank, held_out.documents, batch_size=16)
+    asker = Asker(model=model, bank=bank, view=view, batch_size=32)
+    log = AnswerLog(None, run={})
+    predictions = asker.answer_all(mode, questions, log=log)
+    return round(100.0 * score_mode(questions, predictions).f1.mean, 2)

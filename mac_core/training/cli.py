@@ -1,0 +1,88 @@
+"""`mac train`: one command from data to bundle. Loads torch only when it trains."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from mac_core.training.options import MiniOptions
+
+if TYPE_CHECKING:
+    from mac_core.training.calibration import Calibration
+
+app = typer.Typer(add_completion=False, no_args_is_help=True)
+
+
+@app.callback()
+def train() -> None:
+    """Train the networks of a bundle."""
+
+
+@app.command()
+def mini(
+    data: Annotated[Path, typer.Option(exists=True, file_okay=False, help="Training data.")],
+    run: Annotated[Path, typer.Option(help="Checkpoints and log; goes on where it stopped.")],
+    minutes: Annotated[float, typer.Option(min=0.01, help="Wall clock, over all resumptions.")],
+    bundle: Annotated[Path | None, typer.Option(help="Write the bundle here.")] = None,
+    seed: Annotated[int, typer.Option()] = 0,
+    device: Annotated[str, typer.Option(help="Torch device.")] = "cpu",
+    num_threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 2,
+    num_paragraphs: Annotated[int, typer.Option(min=4, help="Paragraphs a step.")] = 16,
+    sources: Annotated[str, typer.Option(help="Corpora by comma.")] = "squad",
+    dtype: Annotated[str, typer.Option(help="Of the bundle: int8, bfloat16, float32.")] = "int8",
+    calibration_questions: Annotated[int, typer.Option(min=10)] = 300,
+) -> None:
+    """Train `mini` and, with --bundle, calibrate and export it."""
+    from mac_core.errors import MacError
+    from mac_core.training.mini import export_mini, train_mini
+
+    options = replace(
+        MiniOptions(data_directory=data, run_directory=run, minutes=minutes),
+        seed=seed,
+        device=device,
+        num_threads=num_threads,
+        num_paragraphs=num_paragraphs,
+        sources=tuple(name for name in sources.split(",") if name),
+    )
+    if dtype not in ("int8", "bfloat16", "float32"):
+        raise typer.BadParameter(f"{dtype!r} is not int8, bfloat16 or float32")
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
+    try:
+        with Progress(*columns, console=Console(stderr=True)) as progress:
+            task = progress.add_task("train", total=minutes)
+
+            def report(line: dict[str, float]) -> None:
+                progress.update(task, completed=line["minutes"])
+                progress.console.print(json.dumps(line), soft_wrap=True, highlight=False)
+
+            train_mini(options, report=report)
+        if bundle is not None:
+            calibration = export_mini(
+                options,
+                bundle,
+                dtype=dtype,  # type: ignore[arg-type]
+                calibration_questions=calibration_questions,
+            )
+            print(_line(calibration))
+    except (MacError, ValueError) as error:
+        typer.echo(f"mac train: {error}", err=True)
+        raise typer.Exit(1) from error
+
+
+def _line(calibration: Calibration) -> str:
+    return json.dumps(
+        {
+            "dense_scale": calibration.selection.dense_scale,
+            "bm25_scale": calibration.selection.bm25_scale,
+            "top_k": calibration.selection.top_k,
+            "held_out_f1_by_top_k": calibration.f1_by_top_k,
+            "held_out_f1_by_mode": calibration.f1_by_mode,
+            "questions": calibration.num_questions,
+        }
+    )

