@@ -10,9 +10,11 @@ import json
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import httpx
+from rich.box import HORIZONTALS
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -23,6 +25,7 @@ from server_process import ServerDidNotStart, running_server
 HERE = Path(__file__).parent
 REQUEST_TIMEOUT_S = 120.0
 PIPE_WIDTH = 160  # columns where the output is no terminal
+MAX_SHOWN_CHARS = 60  # of an answer
 MODES = ("memory", "hybrid", "none")
 
 JsonObject = Mapping[str, Any]
@@ -95,7 +98,9 @@ def make_table(
     after: Mapping[str, Sequence[JsonObject]],
 ) -> Table:
     """One row per question; the source is the one that the memory answer names first."""
-    table = Table("question", "before", *MODES, "first source (memory)", show_lines=True)
+    table = Table(
+        "question", "before", *MODES, "first source (memory)", box=HORIZONTALS, show_lines=True
+    )
     for index, item in enumerate(questions):
         answers = [before[index], *(after[mode][index] for mode in MODES)]
         cells = [make_answer(answer["answer"], item["answers"]) for answer in answers]
@@ -104,9 +109,10 @@ def make_table(
 
 
 def make_answer(answer: str, accepted: Sequence[str]) -> Text:
+    shown = shorten(answer, MAX_SHOWN_CHARS, placeholder=" …") or "(nothing)"
     if is_correct(answer, accepted):
-        return Text(f"✓ {answer}", style="green")
-    return Text(f"✗ {answer or '(nothing)'}", style="red")
+        return Text(f"✓ {shown}", style="green")
+    return Text(f"✗ {shown}", style="red")
 
 
 def make_source(response: JsonObject, question: JsonObject) -> Text:
