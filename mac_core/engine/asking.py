@@ -1,0 +1,218 @@
+"""Answering a batch of questions: one view of each bank, selection, the model, and outcomes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from math import exp
+
+from mac_core.config import EngineConfig
+from mac_core.engine.batch_cap import BatchCap, is_out_of_memory
+from mac_core.engine.learning import engine_failed
+from mac_core.engine.ports import AnsweringModel
+from mac_core.engine.selecting import Selecting
+from mac_core.engine.sources import find_sources
+from mac_core.engine.tickets import QuestionTicket
+from mac_core.engine.validation import check_question
+from mac_core.errors import BankBehind, NotReady, QuestionTooLong
+from mac_core.memory.bank import BankView, MemoryBank, Selected
+from mac_core.networks.model import AnswerRequest, Generated
+from mac_core.types import Answer, EngineObserver, Question, Timings, Usage
+
+PHASES = ("select", "aggregate", "prefill", "decode")
+
+
+@dataclass(kw_only=True, eq=False)
+class Row:
+    """One question of a batch and what has become of it."""
+
+    ticket: QuestionTicket
+    view: BankView
+    stopped: Exception | None = None  # why its row ended between two decode steps
+
+    @property
+    def question(self) -> Question:
+        return self.ticket.question
+
+
+@dataclass(kw_only=True, eq=False)
+class PhaseClock:
+    """Seconds by phase of one batch."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def add(self, phase: str, seconds: float) -> None:
+        self.seconds[phase] = self.seconds.get(phase, 0.0) + seconds
+
+    def ms(self, phase: str) -> float:
+        return 1000 * self.seconds.get(phase, 0.0)
+
+
+class Asking:
+    """Answers questions from what the bank holds. Engine thread only; never writes."""
+
+    def __init__(
+        self,
+        *,
+        model: AnsweringModel,
+        bank: MemoryBank,
+        config: EngineConfig,
+        observer: EngineObserver,
+        park: Callable[[QuestionTicket, Exception], None],
+        is_stopping: Callable[[], bool] = lambda: False,
+        clock: Callable[[], float] = time.monotonic,
+        now: Callable[[], float] = time.time,
+    ) -> None:
+        """`park`: set a question aside until its bank has a later version, or fail it."""
+        self._model = model
+        self._bank = bank
+        self._observer = observer
+        self._park = park
+        self._is_stopping = is_stopping
+        self._clock = clock
+        self._now = now
+        self._selecting = Selecting(model, bank)
+        self._cap = BatchCap(config.max_batch_questions)
+
+    def answer(self, tickets: Sequence[QuestionTicket]) -> None:
+        """Answer a batch; each ticket is settled or parked when this returns."""
+        taken_at = self._clock()
+        views: dict[str, BankView] = {}  # ONE for each namespace, whatever is retried
+        rows: list[Row] = []
+        for ticket in tickets:
+            ticket.taken_at = taken_at
+            self._observer.observe_phase("queue", taken_at - ticket.submitted_at)
+            namespace = ticket.question.namespace
+            view = views.setdefault(namespace, self._bank.view(namespace))
+            if self._accepts(ticket, view):
+                rows.append(Row(ticket=ticket, view=view))
+        while rows:
+            part, rows = rows[: self._cap.value], rows[self._cap.value :]
+            self._attempt(part)
+
+    def _accepts(self, ticket: QuestionTicket, view: BankView) -> bool:
+        """Whether the question can be answered now; if not it is failed or parked."""
+        question = ticket.question
+        try:
+            check_question(question)
+            num_tokens = len(self._model.tokenizer.encode(question.text))
+            if num_tokens > self._model.config.max_question_tokens:
+                limit = self._model.config.max_question_tokens
+                raise QuestionTooLong(num_tokens=num_tokens, max_tokens=limit)
+        except Exception as error:
+            self._fail(ticket, engine_failed(error, doing="reading the question"))
+            return False
+        wanted = question.min_version
+        if wanted is not None and view.version < wanted:
+            self._park(ticket, BankBehind(bank_version=view.version, min_version=wanted))
+            return False
+        return True
+
+    def _attempt(self, rows: Sequence[Row]) -> None:
+        """Answer the rows together; on failure in smaller parts, so that a bad row fails alone."""
+        rows = [row for row in rows if self._is_live(row)]
+        if not rows:
+            return
+        failure: Exception | None = None
+        try:
+            self._observer.observe_batch("questions", len(rows))
+            answers = self._answer(rows)
+        except Exception as error:
+            failure = error.with_traceback(None)  # its frames would hold the batch's tensors
+        if failure is None:
+            self._cap.grow(len(rows))
+            for row, answer in zip(rows, answers, strict=True):
+                self._settle(row, answer)
+            return
+        for smaller in self._divide(rows, failure):
+            self._attempt(smaller)
+
+    def _divide(self, rows: Sequence[Row], failure: Exception) -> list[Sequence[Row]]:
+        if len(rows) == 1:
+            self._fail(rows[0].ticket, engine_failed(failure, doing="answering"))
+            return []
+        if is_out_of_memory(failure):
+            self._cap.halve(len(rows))
+            middle = len(rows) // 2
+            return [rows[:middle], rows[middle:]]
+        return [[row] for row in rows]
+
+    def _is_live(self, row: Row) -> bool:
+        if row.ticket.is_cancelled:
+            return False
+        if self._is_stopping():
+            self._fail(row.ticket, NotReady("the engine was stopped"))
+            return False
+        if row.ticket.has_expired(self._clock()):
+            self._fail(row.ticket, row.ticket.deadline_exceeded("in the queue"))
+            return False
+        return True
+
+    def _answer(self, rows: Sequence[Row]) -> list[Answer]:
+        phases = PhaseClock()
+        began = self._clock()
+        selected = self._selecting.select(
+            [row.question for row in rows], [row.view for row in rows], now=self._now()
+        )
+        requests = self._selecting.requests([row.question for row in rows], selected)
+        phases.add("select", self._clock() - began)
+        generated = self._model.answer(
+            requests, should_stop=lambda index: self._stops(rows[index]), observe=phases.add
+        )
+        if len(generated) != len(rows):
+            raise RuntimeError(f"{len(rows)} questions, {len(generated)} answers")
+        for phase in PHASES:
+            self._observer.observe_phase(phase, phases.seconds.get(phase, 0.0))
+        return [
+            self._to_answer(row, request, chosen, made, phases)
+            for row, request, chosen, made in zip(rows, requests, selected, generated, strict=True)
+        ]
+
+    def _stops(self, row: Row) -> bool:
+        """Whether the row ends now, between two decode steps."""
+        if row.ticket.has_expired(self._clock()):
+            row.stopped = row.ticket.deadline_exceeded("while the answer was written")
+        elif self._is_stopping():
+            row.stopped = NotReady("the engine was stopped")
+        return row.stopped is not None or row.ticket.is_cancelled
+
+    def _to_answer(
+        self,
+        row: Row,
+        request: AnswerRequest,
+        selected: Sequence[Selected],
+        generated: Generated,
+        phases: PhaseClock,
+    ) -> Answer:
+        used = selected[: len(request.modulations) or len(request.texts)]
+        masses = generated.document_mass or [exp(chosen.log_prior) for chosen in used]
+        text, sources = find_sources(generated.text, [chosen.entry for chosen in used], masses)
+        ticket = row.ticket
+        return Answer(
+            text=text,
+            confidence=generated.confidence,
+            sources=sources,
+            bank_version=row.view.version,
+            usage=Usage(
+                prompt_tokens=generated.num_prompt_tokens,
+                prefix_tokens=generated.num_prefix_tokens,
+                completion_tokens=generated.num_completion_tokens,
+            ),
+            timings_ms=Timings(
+                queue=1000 * (ticket.taken_at - ticket.submitted_at),
+                **{phase: phases.ms(phase) for phase in PHASES},
+            ),
+            model=self._model.config.name,
+        )
+
+    def _settle(self, row: Row, answer: Answer) -> None:
+        if row.stopped is not None:
+            self._fail(row.ticket, row.stopped)
+            return
+        self._observer.observe_phase("total", self._clock() - row.ticket.submitted_at)
+        row.ticket.resolve(answer)
+
+    def _fail(self, ticket: QuestionTicket, error: Exception) -> None:
+        self._observer.observe_phase("total", self._clock() - ticket.submitted_at)
+        ticket.fail(error)

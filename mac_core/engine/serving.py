@@ -1,0 +1,165 @@
+"""What the engine thread does, from the first weight to the last turn. Knows no caller."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from mac_core.config import EngineConfig
+from mac_core.engine.asking import Asking
+from mac_core.engine.ingest import Ingest
+from mac_core.engine.intake import as_store_error
+from mac_core.engine.lanes import Turn
+from mac_core.engine.ports import AnsweringModel
+from mac_core.engine.scheduler import Scheduler
+from mac_core.engine.tickets import ReadTicket
+from mac_core.errors import DocumentNotFound, StoreError
+from mac_core.memory.bank import MemoryBank
+from mac_core.memory.store import Store
+from mac_core.networks.model import AnswerRequest
+from mac_core.types import DocumentInfo, EngineObserver
+
+WARM_UP = "Warm water rises."
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Clocks:
+    """Where time comes from; tests turn these by hand."""
+
+    monotonic: Callable[[], float] = time.monotonic
+    now: Callable[[], float] = time.time  # seconds since the epoch
+
+
+class Serving:
+    """Model, store and bank at work. Engine thread only, but for `bank.view` and `last_step`."""
+
+    def __init__(
+        self,
+        *,
+        model: AnsweringModel,
+        store: Store,
+        scheduler: Scheduler,
+        config: EngineConfig,
+        observer: EngineObserver,
+        clocks: Clocks,
+    ) -> None:
+        self.model = model
+        self.store = store
+        self.bank = MemoryBank(model.config.selection, device=config.device)
+        self.last_step: float | None = None  # monotonic seconds
+        self._scheduler = scheduler
+        self._observer = observer
+        self._clocks = clocks
+        self._ingest = Ingest(
+            model=model,
+            store=store,
+            bank=self.bank,
+            config=config,
+            observer=observer,
+            clock=clocks.monotonic,
+            now=clocks.now,
+        )
+        self._asking = Asking(
+            model=model,
+            bank=self.bank,
+            config=config,
+            observer=observer,
+            park=scheduler.park,
+            is_stopping=lambda: scheduler.is_stopping,
+            clock=clocks.monotonic,
+            now=clocks.now,
+        )
+        self._ingesting: Iterator[None] | None = None
+        self._ingesting_documents = 0
+        self._ingesting_s = 0.0
+
+    def prepare(self) -> None:
+        """Mirror the store and warm the networks up.
+
+        Raises:
+            StoreError: a stored record cannot be used by this model.
+        """
+        self._ingest.mirror()
+        modulation = self.model.amortize([WARM_UP])[0]
+        request = AnswerRequest(
+            question=WARM_UP,
+            modulations=(modulation,),
+            aggregation_keys=(self.model.aggregation_keys(modulation),),
+            log_prior=(0.0,),
+            texts=(WARM_UP,),
+            max_new_tokens=2,
+        )
+        self.model.encode_questions([WARM_UP])
+        self.model.answer([request])
+        self.last_step = self._clocks.monotonic()
+
+    def serve(self) -> None:
+        """Take turns until the scheduler has none left to give."""
+        while True:
+            is_ingesting = self._ingesting is not None
+            turn = self._scheduler.take(
+                is_ingesting=is_ingesting,
+                wake_after_s=None if is_ingesting else self._ingest.seconds_to_expiry(),
+            )
+            if turn is None:
+                return
+            self.last_step = self._clocks.monotonic()  # however long the wait was
+            self._step(turn)
+            if self._ingesting is None and self._ingest.expire():
+                self._scheduler.unpark()
+            self.last_step = self._clocks.monotonic()
+
+    def document(self, namespace: str, document_id: str) -> DocumentInfo:
+        """
+        Raises:
+            DocumentNotFound: it is not there, or has expired.
+        """
+        info = self.store.info(namespace, document_id)
+        if info is None or self.has_expired(info):
+            raise DocumentNotFound(namespace=namespace, document_id=document_id)
+        return info
+
+    def has_expired(self, info: DocumentInfo) -> bool:
+        return info.expires_at is not None and info.expires_at <= self._clocks.now()
+
+    def _step(self, turn: Turn) -> None:
+        began = self._clocks.monotonic()
+        for ticket in turn.reads:
+            self._read(ticket)
+        if turn.questions:
+            self._asking.answer(turn.questions)
+            seconds = self._clocks.monotonic() - began
+            self._scheduler.questions.note_pace(num_items=len(turn.questions), seconds=seconds)
+        elif turn.removal is not None:
+            self._ingest.remove(turn.removal)
+            self._scheduler.unpark()
+        elif turn.documents:
+            self._ingesting = self._ingest.add(turn.documents)
+            self._ingesting_documents, self._ingesting_s = len(turn.documents), 0.0
+            self._advance(began)
+        elif turn.continues_ingest:
+            self._advance(began)
+
+    def _advance(self, began: float) -> None:
+        """One more step of the ingest that is under way."""
+        is_over = next(self._ingesting or iter(()), "over") == "over"
+        self._ingesting_s += self._clocks.monotonic() - began
+        if is_over:
+            self._ingesting = None
+            self._scheduler.documents.note_pace(
+                num_items=self._ingesting_documents, seconds=self._ingesting_s
+            )
+        self._scheduler.unpark()
+
+    def _read(self, ticket: ReadTicket[Any]) -> None:
+        if ticket.is_cancelled:
+            return
+        try:
+            ticket.resolve(ticket.read())
+        except Exception as error:
+            known = as_store_error(error)
+            if isinstance(known, StoreError):
+                self._observer.count_store_error("read")
+            ticket.fail(known)
