@@ -50,6 +50,9 @@ class AggregationConfig:
     kind: Literal["attend", "select"]
     d_modulation: int
     d_question: int  # width of the question encoder's states
+    # attend over more than `max_group` documents: level by level as the paper, or all at once and
+    # exactly, `max_group` documents in memory at a time; select is exact either way.
+    reading: Literal["hierarchical", "flat"] = "hierarchical"
     max_group: int = 16  # documents aggregated at once (M)
     num_blocks: int = 4
     num_heads: int = 8

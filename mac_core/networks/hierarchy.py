@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from mac_core.config import AggregationConfig
 from mac_core.networks.aggregation import (
     AggregationKeys,
     AggregationNetwork,
@@ -53,6 +54,25 @@ def num_levels(bank_size: int, *, max_group: int) -> int:
         bank_size = -(-bank_size // max_group)
         levels += 1
     return levels
+
+
+def aggregate_bank(
+    network: AggregationNetwork,
+    question: QuestionEncoding,
+    bank: BankSlice,
+    keys: AggregationKeys,
+    *,
+    config: AggregationConfig,
+) -> TargetModulation:
+    """Aggregate a bank of any size in the way that `config` names.
+
+    Raises:
+        ValueError: an empty bank; the caller answers without a prefix.
+    """
+    if config.reading == "flat" and isinstance(network, AttendAggregation):
+        shards = shard_bank(bank, keys, max_documents=config.max_group)
+        return aggregate_flat(network, question, shards)
+    return aggregate_hierarchically(network, question, bank, keys, max_group=config.max_group)
 
 
 def aggregate_hierarchically(

@@ -17,7 +17,7 @@ from mac_core.networks.aggregation import AggregationKeys, AggregationNetwork
 from mac_core.networks.base_lm import BaseLM
 from mac_core.networks.batching import bank_slice, pointer_memory
 from mac_core.networks.generation import Row, Sampling, ShouldStop, generate
-from mac_core.networks.hierarchy import aggregate_hierarchically
+from mac_core.networks.hierarchy import aggregate_bank
 from mac_core.networks.interfaces import AmortizationNetwork, PrefixNetwork
 from mac_core.networks.layout import Layout, pad_rows
 from mac_core.networks.pointer import PointerHead, PointerMemory
@@ -234,8 +234,8 @@ class MacModel(nn.Module):
             network=self.aggregation,
             device=self.device,
         )
-        target = aggregate_hierarchically(
-            self.aggregation, question, bank, keys, max_group=self.config.aggregation.max_group
+        target = aggregate_bank(
+            self.aggregation, question, bank, keys, config=self.config.aggregation
         )
         prefix = self.prefix(target)
         empty = [not request.modulations for request in requests]

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from mac_core.networks.base_lm import BaseLM
 from mac_core.networks.pointer import PointerHead, PointerMemory
 
+STEPS_ROUND = 32  # few different shapes of the largest matrix product
 IMPOSSIBLE = -1e9  # finite, so that the gradient of an empty log-sum-exp is 0 and not NaN
 
 
@@ -35,16 +36,19 @@ def answer_loss(
         copy_mask: `(batch, steps, tokens)`, bool: positions of `memory` from which copying the
             target continues the annotated answer.
     """
-    real = target_mask.flatten().nonzero().squeeze(1)  # steps that count, rows laid end to end
+    steps = target_mask.flatten().nonzero().squeeze(1)  # those that count, rows laid end to end
+    real = F.pad(steps, (0, -len(steps) % STEPS_ROUND))  # the first step again, without weight
+    weight = (torch.arange(len(real), device=real.device) < len(steps)) / len(steps)
     scores = base_lm.logits(hidden.flatten(0, 1)[real]).float()
     written = -F.cross_entropy(scores, targets.flatten()[real], reduction="none")
     if pointer is None or memory is None or copy_mask is None:
-        return -written.mean()
+        return -(written * weight).sum()
     log_vocabulary, log_copying = pointer.log_gate(hidden, memory)
     attention = pointer.log_attention(hidden, last, memory)
     found = attention.masked_fill(~copy_mask, IMPOSSIBLE).logsumexp(-1)  # (batch, steps)
     copied = (log_copying + found).flatten()[real]
-    return -torch.logaddexp(log_vocabulary.flatten()[real] + written, copied).mean()
+    either = torch.logaddexp(log_vocabulary.flatten()[real] + written, copied)
+    return -(either * weight).sum()
 
 
 def selection_loss(queries: Tensor, keys: Tensor, right: Tensor, *, scale: float) -> Tensor:

@@ -28,6 +28,10 @@ from mac_core.training.losses import answer_loss, selection_loss
 from mac_core.types import Mode
 
 NUM_BUCKETS = 4  # documents of like length are encoded together: less padding
+# Lengths are rounded up: a matrix product of a shape never seen costs its kernel's set-up again.
+DOCUMENT_ROUND = 32
+QUESTION_ROUND = 8
+ANSWER_ROUND = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,7 +52,7 @@ class Framed:
     document_ids: Tensor  # (documents, tokens)
     document_mask: Tensor
     content: Tensor  # (documents, tokens), bool: what may be copied
-    copy_mask: Tensor  # (questions, answer_tokens + 1, tokens)
+    copy_mask: Tensor  # (questions, steps, tokens), one step after the answer's tokens and more
     question_ids: Tensor  # (questions, question_tokens)
     question_mask: Tensor
     right: Tensor  # (questions,), index of the right document
@@ -65,12 +69,14 @@ def frame(model: MacModel, batch: Batch) -> Framed:
     question_ids, question_mask = _framed(
         batch.question_ids, batch.question_mask, layout.question_head, layout.question_tail
     )
-    copy_mask = F.pad(batch.copy_mask, (len(head), len(tail), 0, 1))  # nothing copies the end
+    ends = 1 + -batch.answer_ids.shape[1] % ANSWER_ROUND  # nothing copies the end, nor padding
+    copy_mask = F.pad(batch.copy_mask, (len(head), len(tail), 0, ends))
+    after = (0, -document_ids.shape[1] % DOCUMENT_ROUND)
     return Framed(
-        document_ids=document_ids.to(device),
-        document_mask=document_mask.to(device),
-        content=content.bool().to(device),
-        copy_mask=copy_mask.to(device),
+        document_ids=F.pad(document_ids, after).to(device),
+        document_mask=F.pad(document_mask, after).to(device),
+        content=F.pad(content.bool(), after).to(device),
+        copy_mask=F.pad(copy_mask, after).to(device),
         question_ids=question_ids.to(device),
         question_mask=question_mask.to(device),
         right=batch.question_document.to(device),
@@ -211,8 +217,13 @@ def read_answers(
     for rows in lengths.argsort().chunk(NUM_BUCKETS):
         loss, count = _read_rows(
             model,
-            _cut(framed.question_ids, framed.question_mask, rows),
-            _cut(batch.answer_ids.to(model.device), batch.answer_mask.to(model.device), rows),
+            _cut(framed.question_ids, framed.question_mask, rows, QUESTION_ROUND),
+            _cut(
+                batch.answer_ids.to(model.device),
+                batch.answer_mask.to(model.device),
+                rows,
+                ANSWER_ROUND,
+            ),
             prefix=None if prefix is None else prefix.rows(rows),
             text=None if text is None else text.rows(rows),
             memory=None if memory is None else memory.rows(rows),
@@ -258,10 +269,12 @@ def _read_rows(
     return loss, int(target_mask.sum())
 
 
-def _cut(ids: Tensor, mask: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Some rows, cut to the longest of them."""
+def _cut(ids: Tensor, mask: Tensor, rows: Tensor, multiple: int) -> tuple[Tensor, Tensor]:
+    """Some rows, cut or padded to the longest of them, rounded up to a multiple."""
     longest = int(mask[rows].sum(1).max())
-    return ids[rows, :longest], mask[rows, :longest]
+    length = -(-longest // multiple) * multiple
+    after = (0, max(0, length - ids.shape[1]))
+    return F.pad(ids[rows], after)[:, :length], F.pad(mask[rows], after)[:, :length]
 
 
 def encode_documents(model: MacModel, framed: Framed) -> DocumentEncoding:
@@ -299,13 +312,10 @@ def read_documents(model: MacModel, framed: Framed) -> TextState:
 def _buckets(framed: Framed) -> list[tuple[Tensor, Tensor, Tensor]]:
     """Rows by length: (row numbers, ids, mask), each cut to its longest."""
     order = framed.document_mask.sum(1).argsort()
-    parts = []
-    for rows in order.chunk(NUM_BUCKETS):
-        longest = int(framed.document_mask[rows].sum(1).max())
-        parts.append(
-            (rows, framed.document_ids[rows, :longest], framed.document_mask[rows, :longest])
-        )
-    return parts
+    return [
+        (rows, *_cut(framed.document_ids, framed.document_mask, rows, DOCUMENT_ROUND))
+        for rows in order.chunk(NUM_BUCKETS)
+    ]
 
 
 def _joined(parts: Sequence[Tensor], *, dim: int) -> Tensor:
