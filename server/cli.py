@@ -20,6 +20,7 @@ ATTACHED = {  # command -> where its typer app is
     "train": "mac_core.training.cli:app",
     "evaluate": "mac_core.evaluation.cli:app",
     "bench": "server.bench:app",
+    "bank": "server.bank:app",
 }
 
 
@@ -176,6 +177,11 @@ def train() -> None:
 @app.command()
 def evaluate() -> None:
     """Measure a bundle on question-answering data."""
+
+
+@app.command()
+def bank() -> None:
+    """Maintain the bank of a stopped server."""
 
 
 @app.command()

@@ -1,0 +1,81 @@
+"""Make a store's modulations anew from its texts, after another bundle was put in its place."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+
+from mac_core.engine.offline import amortize_chunks, cut_document
+from mac_core.engine.ports import AnsweringModel
+from mac_core.memory.records import DocumentRecord
+from mac_core.memory.sqlite_store import SqliteStore
+
+DOCUMENTS_AT_ONCE = 64
+
+
+def reindex(
+    directory: Path,
+    model: AnsweringModel,
+    *,
+    batch_size: int = 16,
+    advance: Callable[[int], None] = lambda amount: None,
+) -> int:
+    """Re-learn every document in place, in the order of writing; returns how many.
+
+    Each transaction leaves a readable store: a run that was cut short is run again.
+
+    Raises:
+        StoreError: the directory is in use by a server, or a record cannot be read.
+    """
+    texts = _without_chunks(directory)
+    store = SqliteStore(directory, fingerprint=model.fingerprint)
+    try:
+        for namespace, records in texts.items():
+            rest = iter(records)
+            while part := list(islice(rest, DOCUMENTS_AT_ONCE)):
+                store.put(namespace, [_learned(model, record, batch_size) for record in part])
+                advance(len(part))
+    finally:
+        store.close()
+    return sum(map(len, texts.values()))
+
+
+def _without_chunks(directory: Path) -> dict[str, list[DocumentRecord]]:
+    """Every document by namespace, whoever made its modulations; those are left behind."""
+    store = SqliteStore(directory, fingerprint=None)
+    try:
+        return {
+            info.namespace: [replace(record, chunks=()) for record in store.scan(info.namespace)]
+            for info in store.namespaces()
+        }
+    finally:
+        store.close()
+
+
+def _learned(model: AnsweringModel, record: DocumentRecord, batch_size: int) -> DocumentRecord:
+    chunks = cut_document(model, record.text)
+    return replace(
+        record,
+        chunks=tuple(amortize_chunks(model, chunks, batch_size=batch_size)),
+        num_tokens=sum(chunk.num_tokens for chunk in chunks),
+    )
+
+
+def reindex_with_bundle(
+    directory: Path,
+    bundle: Path,
+    *,
+    device: str = "cpu",
+    advance: Callable[[int], None] = lambda amount: None,
+) -> int:
+    """As `reindex`, with the model of a bundle.
+
+    Raises:
+        CheckpointError: the bundle is not whole.
+        StoreError: the directory is in use by a server, or a record cannot be read.
+    """
+    from mac_core.networks.build import load_bundle  # here: torch is for the work alone
+
+    return reindex(directory, load_bundle(bundle, device=device), advance=advance)

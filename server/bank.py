@@ -1,0 +1,46 @@
+"""`mac bank`: work on a data directory while no server uses it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(add_completion=False, no_args_is_help=True)
+
+
+@app.callback()
+def bank() -> None:
+    """Maintain the bank of a stopped server."""
+
+
+@app.command()
+def reindex(
+    data_dir: Annotated[
+        Path, typer.Option(exists=True, file_okay=False, help="The server's data directory.")
+    ],
+    bundle: Annotated[str, typer.Option(help="Bundle name or directory.")] = "mini",
+    device: Annotated[str, typer.Option(help="Torch device, such as cpu or cuda.")] = "cpu",
+) -> None:
+    """Make all modulations anew from the stored texts, for another bundle."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from mac_core.bundles import bundle_path
+    from mac_core.engine.reindex import reindex_with_bundle
+    from mac_core.errors import MacError
+
+    try:
+        with Progress(console=Console(stderr=True)) as progress:
+            task = progress.add_task("reindex", total=None)
+            count = reindex_with_bundle(
+                data_dir,
+                bundle_path(bundle),
+                device=device,
+                advance=lambda amount: progress.advance(task, amount),
+            )
+    except MacError as error:
+        typer.echo(f"mac bank reindex: {error}", err=True)
+        raise typer.Exit(1) from error
+    typer.echo(f"{count} documents re-indexed")

@@ -1,0 +1,60 @@
+"""Another bundle over the same store: refused, then re-indexed from the stored texts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from mac_core.engine.offline import amortize_chunks, cut_document
+from mac_core.engine.reindex import reindex
+from mac_core.errors import ForeignRecord
+from mac_core.memory.records import DocumentRecord
+from mac_core.memory.sqlite_store import SqliteStore
+from mac_core.types import Fingerprint
+from tests.unit.engine.fakes import FINGERPRINT, FakeModel
+
+OTHER = Fingerprint(amortization_hash="c" * 64, base_lm_hash="d" * 64)
+
+
+def _record(model: FakeModel, name: str, text: str) -> DocumentRecord:
+    chunks = cut_document(model, text)
+    return DocumentRecord(
+        id=name,
+        namespace="default",
+        title="t",
+        text=text,
+        metadata={"k": 1},
+        published_at=None,
+        expires_at=None,
+        created_at=5.0,
+        updated_at=6.0,
+        content_hash="h" + name,
+        num_tokens=sum(chunk.num_tokens for chunk in chunks),
+        chunks=tuple(amortize_chunks(model, chunks, batch_size=2)),
+    )
+
+
+def test_reindex_makes_foreign_records_readable_and_keeps_what_is_stored(tmp_path: Path) -> None:
+    model = FakeModel()
+    long = " ".join(f"word{i}." for i in range(60))
+    written = [_record(model, "a", "The bridge opened."), _record(model, "b", long)]
+    store = SqliteStore(tmp_path, fingerprint=OTHER)
+    store.put("default", written)
+    store.close()
+
+    store = SqliteStore(tmp_path, fingerprint=FINGERPRINT)
+    with pytest.raises(ForeignRecord, match="mac bank reindex"):
+        list(store.scan("default"))
+    store.close()
+
+    assert reindex(tmp_path, model) == 2
+
+    store = SqliteStore(tmp_path, fingerprint=FINGERPRINT)
+    found = list(store.scan("default"))
+    store.close()
+    assert [(r.id, r.text, r.metadata, r.created_at, r.content_hash) for r in found] == [
+        (r.id, r.text, r.metadata, r.created_at, r.content_hash) for r in written
+    ]
+    assert [len(r.chunks) for r in found] == [len(r.chunks) for r in written]
+    assert len(found[1].chunks) > 1
