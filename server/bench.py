@@ -28,6 +28,7 @@ from server.bench_report import BenchReport, Workload, card, to_json_line
 
 INGEST_BATCH = 64
 REQUEST_TIMEOUT_S = 120.0
+FILE_WIDTH = 100  # columns of the card where no terminal says how wide it is
 
 app = typer.Typer(add_completion=False)
 
@@ -64,7 +65,8 @@ def bench(
         typer.echo(f"mac bench: {error}", err=True)
         raise typer.Exit(1) from error
     if not json_only:
-        Console().print(card(report))
+        console = Console() if Console().is_terminal else Console(width=FILE_WIDTH)
+        console.print(card(report))
     print(to_json_line(report))
 
 

@@ -32,12 +32,13 @@ def own_server() -> Iterator[str]:
         command = [sys.executable, "-m", "server.cli", "serve", "--host", "127.0.0.1"]
         command += ["--port", "0", "--data-dir", f"{directory}/data", "--log-level", "warning"]
         log_path = Path(directory) / "server.log"
-        with log_path.open("wb") as log, _process(command, log=log) as process:
-            yield _ready_url(process, log_path)
+        with log_path.open("wb") as log, child_process(command, log=log) as process:
+            yield ready_url(process, log_path)
 
 
 @contextmanager
-def _process(command: Sequence[str], *, log: IO[bytes]) -> Iterator[subprocess.Popen[bytes]]:
+def child_process(command: Sequence[str], *, log: IO[bytes]) -> Iterator[subprocess.Popen[bytes]]:
+    """A process that writes to `log` and is ended, by force if need be, whatever happens."""
     process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
     try:
         yield process
@@ -50,8 +51,12 @@ def _process(command: Sequence[str], *, log: IO[bytes]) -> Iterator[subprocess.P
             process.wait()
 
 
-def _ready_url(process: subprocess.Popen[bytes], log_path: Path) -> str:
-    """Wait for the line with which the server says where it listens."""
+def ready_url(process: subprocess.Popen[bytes], log_path: Path) -> str:
+    """Wait for the line with which the server says where it listens.
+
+    Raises:
+        ServerDidNotStart: it ended, or was not ready in time.
+    """
     until = perf_counter() + READY_TIMEOUT_S
     while True:
         has_ended = process.poll() is not None

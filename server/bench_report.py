@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,7 +36,7 @@ class BenchReport:
     """All figures of one run with their origin."""
 
     url: str
-    server_version: Any  # the body of /version
+    server_version: Mapping[str, Any]  # the body of /version
     workload: Workload
     ingest: IngestFigures
     asks: tuple[AskFigures, ...]
@@ -103,8 +103,22 @@ def card(report: BenchReport) -> RenderableType:
             f"failed {ingest.num_failed}, errors {_counts(ingest.errors)}"
         ),
         table,
-        Text(f"server {json.dumps(report.server_version)}", overflow="fold"),
-        Text(f"{json.dumps(_machine())}  seed {report.workload.seed}  {report.date}"),
+        *(Text(line) for line in _origin_lines(report)),
+    )
+
+
+def _origin_lines(report: BenchReport) -> Iterator[str]:
+    """The server's own word for what it runs; its whole configuration is in the JSON line."""
+    server, machine = report.server_version, _machine()
+    model = server.get("model") or {}
+    yield f"server {server.get('version')}  commit {server.get('commit')}"
+    yield (
+        f"model {model.get('name')}  amortization {str(model.get('amortization_hash'))[:12]}  "
+        f"base LM {str(model.get('base_lm_hash'))[:12]}"
+    )
+    yield (
+        f"{machine['cpus']} CPUs  {machine['system']} {machine['arch']}  "
+        f"seed {report.workload.seed}  {report.date}"
     )
 
 

@@ -98,8 +98,8 @@ def squad_seq(
     if out is not None:
         write_predictions(out, questions, predictions)
     if not json_only:
-        console = Console()
-        console.print(card(evaluation), width=None if console.is_terminal else FILE_WIDTH)
+        console = Console() if Console().is_terminal else Console(width=FILE_WIDTH)
+        console.print(card(evaluation))
     print(to_json_line(evaluation))
 
 

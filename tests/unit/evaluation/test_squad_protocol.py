@@ -163,9 +163,11 @@ def test_a_killed_run_goes_on_where_it_was(
     with (tmp_path / "memory.jsonl").open("a", encoding="utf-8") as stream:
         stream.write('{"question_id": "q')  # what a kill leaves
     del reader.answer
-    resumed, _ = run(reader, documents, questions, origin, AnswerLog(tmp_path, run={"seed": 3}))
+    log = AnswerLog(tmp_path, run={"seed": 3})
+    resumed, _ = run(reader, documents, questions, origin, log)
     asked = [request.question for batch in reader.batches for request in batch]
     assert sorted(asked) == sorted(everything)
+    assert [len(log.read(mode)) for mode in MODES] == [6] * len(MODES)
     assert {m: r.f1 for m, r in resumed.results.items()} == {
         m: r.f1 for m, r in whole.results.items()
     }

@@ -2,6 +2,10 @@ import asyncio
 import json
 import lzma
 import math
+import signal
+import subprocess
+import sys
+from io import StringIO
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -9,11 +13,13 @@ from typing import Any
 import httpx
 import pytest
 import typer
+from rich.console import Console
 from typer.testing import CliRunner
 
-from server.bench import app, check_loopback, load_workload, measure
+from server.bench import FILE_WIDTH, app, check_loopback, load_workload, measure
 from server.bench_load import AskFigures, ask, ingest
-from server.bench_report import Workload, to_json_line
+from server.bench_process import ServerDidNotStart, child_process, ready_url
+from server.bench_report import BenchReport, Workload, card, to_json_line
 
 DOCUMENTS = tuple({"text": f"text {i}", "title": "t"} for i in range(130))
 QUESTIONS = tuple(f"question {i}?" for i in range(20))
@@ -146,8 +152,7 @@ def test_other_addresses_are_refused_by_name(url: str) -> None:
         check_loopback(url)
 
 
-def test_measure_asks_every_mode_at_every_concurrency_and_reports_one_line() -> None:
-    server = FakeServer()
+def run_measure(server: FakeServer) -> BenchReport:
     workload = Workload(
         documents=DOCUMENTS,
         questions=QUESTIONS,
@@ -157,11 +162,16 @@ def test_measure_asks_every_mode_at_every_concurrency_and_reports_one_line() -> 
         max_seconds=60.0,
     )
 
-    async def run() -> Any:
+    async def run() -> BenchReport:
         async with server.client() as client:
             return await measure(client, workload)
 
-    line = to_json_line(asyncio.run(run()))
+    return asyncio.run(run())
+
+
+def test_measure_asks_every_mode_at_every_concurrency_and_reports_one_line() -> None:
+    server = FakeServer()
+    line = to_json_line(run_measure(server))
     values = json.loads(line)
     assert "\n" not in line
     assert values["ingest"]["documents"] == 127
@@ -175,6 +185,16 @@ def test_measure_asks_every_mode_at_every_concurrency_and_reports_one_line() -> 
     assert {"p50_ms", "p95_ms", "p99_ms", "questions_per_s", "errors"} <= set(values["ask"][0])
     assert (values["server"], values["seed"]) == ({"version": "0.0.0"}, 7)
     assert {item["namespace"] for item in server.questions} == {server.batches[0][0]["namespace"]}
+
+
+def test_the_card_shows_figures_and_what_was_measured() -> None:
+    console = Console(file=StringIO(), width=FILE_WIDTH)
+    console.print(card(run_measure(FakeServer(refuse_every=4))))
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "learned 127 documents" in text
+    assert "429 x5" in text
+    assert "server 0.0.0" in text
+    assert "…" not in text  # nothing cut
 
 
 @pytest.fixture
@@ -234,3 +254,27 @@ def test_no_server_there_ends_with_one_line(squad_file: Path) -> None:
     result = CliRunner().invoke(app, options)
     assert result.exit_code == 1
     assert result.stderr.startswith("mac bench: ")
+
+
+def run_until_ready(code: str, tmp_path: Path) -> tuple[str, subprocess.Popen[bytes]]:
+    log_path = tmp_path / "server.log"
+    command = [sys.executable, "-c", code]
+    with log_path.open("wb") as log, child_process(command, log=log) as process:
+        return ready_url(process, log_path), process
+
+
+def test_a_started_server_is_found_by_its_ready_line_and_stopped(tmp_path: Path) -> None:
+    code = """
+import sys, threading
+print('{"event": "loading"}', flush=True)
+print('mac-server ready on http://127.0.0.1:4321', flush=True)
+threading.Event().wait()
+"""
+    url, process = run_until_ready(code, tmp_path)
+    assert url == "http://127.0.0.1:4321"
+    assert process.returncode == -signal.SIGTERM
+
+
+def test_a_server_that_ends_is_reported_with_the_end_of_its_log(tmp_path: Path) -> None:
+    with pytest.raises(ServerDidNotStart, match="the server ended; (.|\n)*no bundle here"):
+        run_until_ready("raise SystemExit('no bundle here')", tmp_path)
