@@ -136,6 +136,7 @@ def test_a_running_batch_keeps_its_view_and_the_next_question_sees_the_write(ben
         (Question(text="why", max_new_tokens=0), InvalidInput, "max_new_tokens=0"),
         (Question(text="why", temperature=float("nan")), InvalidInput, "temperature=nan"),
         (Question(text="why", temperature=-1.0), InvalidInput, "temperature=-1.0"),
+        (Question(text="why", timeout_ms=float("nan")), InvalidInput, "timeout_ms=nan"),
         (Question(text="why", namespace="a\nb"), InvalidInput, "namespace"),
         (Question(text="why", mode="all"), InvalidInput, "mode='all'"),  # type: ignore[arg-type]
     ],
