@@ -11,7 +11,7 @@ from queue import Empty, Queue
 from threading import Thread
 
 READY = re.compile(r"mac-server ready on (http://\S+)")
-START_TIMEOUT_S = 120.0
+START_TIMEOUT_S = 240.0  # a machine busy with other work
 STOP_TIMEOUT_S = 40.0
 
 
