@@ -7,15 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from mac_core.engine.offline import Advance, amortize_chunks, cut_document
 from mac_core.engine.ports import AnsweringModel
 from mac_core.errors import InvalidInput
 from mac_core.memory.bank import BankView, MemoryBank
-from mac_core.memory.chunking import Chunk, chunk_text
-from mac_core.memory.records import DocumentRecord, StoredChunk, content_hash, pack
+from mac_core.memory.records import DocumentRecord, StoredChunk, content_hash
 from mac_core.types import DEFAULT_NAMESPACE, Document
 
 DOCUMENT_KEY = "document"  # metadata by which a question can be confined to one document
-Advance = Callable[[int], None]  # told how many more are done
 Track = Callable[[str, int], Advance]  # told what begins, and how many there are
 
 
@@ -42,9 +41,10 @@ def learn_documents(
     """
     if len({document.id for document in documents}) != len(documents):
         raise InvalidInput(f"{len(documents)} documents do not have as many ids")
-    parts = [_chunks(model, document) for document in documents]
+    parts = [cut_document(model, document.text) for document in documents]
     flat = [chunk for chunks in parts for chunk in chunks]
-    stored = _amortize(model, flat, batch_size, track("learn", len(flat)))
+    advance = track("learn", len(flat))
+    stored = amortize_chunks(model, flat, batch_size=batch_size, advance=advance)
     rest = iter(stored)
     records = [
         _record(document, tuple(next(rest) for _ in chunks))
@@ -55,31 +55,6 @@ def learn_documents(
         for record in records
     ]
     return bank.apply(DEFAULT_NAMESPACE, 1, (), records, keys)
-
-
-def _chunks(model: AnsweringModel, document: Document) -> list[Chunk]:
-    config = model.config.amortization
-    return chunk_text(
-        document.text,
-        model.tokenizer,
-        max_tokens=config.max_tokens - len(model.layout.document([])),
-        overlap_tokens=config.chunk_overlap_tokens,
-    )
-
-
-def _amortize(
-    model: AnsweringModel, chunks: Sequence[Chunk], batch_size: int, advance: Advance
-) -> list[StoredChunk]:
-    """In the order of `chunks`."""
-    stored: dict[int, StoredChunk] = {}
-    order = sorted(range(len(chunks)), key=lambda place: chunks[place].num_tokens)
-    for first in range(0, len(order), batch_size):
-        places = order[first : first + batch_size]
-        modulations = model.amortize([chunks[place].text for place in places])
-        for place, modulation in zip(places, modulations, strict=True):
-            stored[place] = StoredChunk(chunk=chunks[place], stored=pack(modulation))
-        advance(len(places))
-    return [stored[place] for place in range(len(chunks))]
 
 
 def _record(document: Document, chunks: tuple[StoredChunk, ...]) -> DocumentRecord:

@@ -14,12 +14,13 @@ from typing import Literal, get_args
 
 from torch import Tensor
 
+from mac_core.engine.offline import Advance
 from mac_core.engine.ports import AnsweringModel
 from mac_core.engine.selecting import Selecting
 from mac_core.engine.sources import find_sources
 from mac_core.evaluation.answer_log import AnswerLog
 from mac_core.evaluation.dataset import SquadQuestion
-from mac_core.evaluation.learned import DOCUMENT_KEY, Advance
+from mac_core.evaluation.learned import DOCUMENT_KEY
 from mac_core.evaluation.results import RECALL_DEPTHS, Prediction
 from mac_core.memory.bank import BankEntry, BankView, MemoryBank, Selected
 from mac_core.networks.model import AnswerRequest, Generated
@@ -62,8 +63,7 @@ class Asker:
         known = log.read(mode)
         advance(sum(question.id in known for question in questions))
         waiting = [question for question in questions if question.id not in known]
-        # Questions of like length go together: less padding, the same answers.
-        waiting.sort(key=lambda question: len(question.text))
+        # In the file's order: a paragraph's questions go together, its text is read once a batch.
         for first in range(0, len(waiting), self.batch_size):
             answered = self.answer_batch(mode, waiting[first : first + self.batch_size])
             log.append(mode, answered)
