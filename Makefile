@@ -6,13 +6,17 @@ PYTHON ?= python3
 TORCH_INDEX ?=
 # Options handed through, as in: make test ARGS="-k bank"
 ARGS ?=
-# A file in SQuAD's layout, for `make bench` and `make evaluate`
+# bench and evaluate: a file in SQuAD's layout, plain or .xz; train: the directory of the corpora
 DATA ?=
+# train: where it keeps its checkpoints and goes on from, and its wall-clock budget
+RUN ?= runs/mini
+MINUTES ?= 240
 
 BIN := .venv/bin
 STAMP := .venv/.installed
 TRAIN_STAMP := .venv/.installed-train
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+NAMED_DATA = $(or $(DATA),$(error DATA is not given, as in: make $@ DATA=dev-v1.1.json))
 INDEX := $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 
 .DEFAULT_GOAL := help
@@ -54,13 +58,13 @@ format: $(STAMP) ## let ruff lay the code out
 	$(BIN)/ruff format .
 
 bench: $(STAMP) ## latency and documents/s over HTTP; DATA=FILE
-	$(BIN)/mac bench --start --data '$(DATA)' $(ARGS)
+	$(BIN)/mac bench --start --data '$(NAMED_DATA)' $(ARGS)
 
 evaluate: $(STAMP) ## SQuAD-Seq in all modes; DATA=FILE
-	$(BIN)/mac evaluate squad-seq --data '$(DATA)' $(ARGS)
+	$(BIN)/mac evaluate squad-seq --data '$(NAMED_DATA)' $(ARGS)
 
-train: $(TRAIN_STAMP) ## train the bundled model; options in ARGS
-	$(BIN)/mac train mini $(ARGS)
+train: $(TRAIN_STAMP) ## train the bundled model; DATA=DIRECTORY RUN=DIRECTORY MINUTES=240
+	$(BIN)/mac train mini --data '$(NAMED_DATA)' --run '$(RUN)' --minutes '$(MINUTES)' $(ARGS)
 
 clean: ## remove .venv and caches; data/ and runs/ stay
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis build mac_server.egg-info
