@@ -38,7 +38,7 @@ MAX_POSITIONS = 1024
 MAX_TOKENS = 128  # of a chunk, framing included
 WORDS = (
     "the a of in is was and to by for who what where when which how many did does "
-    "river elbe rises flows sea north mountains dam bridge built year name city "
+    "river rises flows mountains built year name elbe dam bridge sea north city "
     "minister harbour amber cedar copper granite maple willow"
 )
 
@@ -136,7 +136,10 @@ def tiny_paper_model(
     )
     t5 = {"model_type": "t5", "d_model": WIDTH, "d_kv": 8, "num_heads": HEADS, "d_ff": 64}
     t5 |= {"num_layers": LAYERS, "vocab_size": VOCABULARY, "dropout_rate": 0.0}
-    return _build(config, kind, t5, seed=seed)
+    model = _build(config, kind, t5, seed=seed)
+    with torch.no_grad():  # begins at 0.02, where no document is heard
+        model.prefix.project.out.weight.mul_(20.0)
+    return model
 
 
 def build_tiny_bundle(path: Path, *, seed: int = 0, dtype: StoredDtype = "float32") -> Path:

@@ -34,6 +34,10 @@ class AnswerRequest:
     """One question with the documents chosen for it, best first.
 
     `texts` belong to the first `len(texts)` of `modulations` where there are any.
+
+    Raises:
+        ValueError: `log_prior`, or `aggregation_keys` where given, are not parallel to
+            `modulations`.
     """
 
     question: str
@@ -44,6 +48,12 @@ class AnswerRequest:
     max_new_tokens: int = 32
     temperature: float = 0.0
     seed: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("log_prior", "aggregation_keys"):
+            found, wanted = len(getattr(self, name)), len(self.modulations)
+            if found != wanted and (found or name == "log_prior"):
+                raise ValueError(f"{wanted} modulations, {found} {name}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -237,6 +247,9 @@ class MacModel(nn.Module):
         target = aggregate_bank(
             self.aggregation, question, bank, keys, config=self.config.aggregation
         )
+        alone = [len(request.modulations) == 1 for request in requests]
+        # A document alone is weighed against nothing: training reads it so (`step.aggregate`).
+        target = target.unweighed(torch.tensor(alone, device=self.device))
         prefix = self.prefix(target)
         empty = [not request.modulations for request in requests]
         if any(empty):  # a row without documents is the bare LM

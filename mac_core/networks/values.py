@@ -50,6 +50,11 @@ class TargetModulation:
     log_bias: Tensor  # (batch, virtual_tokens), added to attention scores; -inf: no slot here
     document_mass: Tensor  # (batch, documents), attention mass by document, rows sum to 1
 
+    def unweighed(self, rows: Tensor) -> TargetModulation:
+        """The same with every slot counting alike in the rows of bool `(batch,)`."""
+        alike = self.log_bias.masked_fill(self.log_bias > -torch.inf, 0.0)
+        return replace(self, log_bias=torch.where(rows[:, None], alike, self.log_bias))
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prefix:

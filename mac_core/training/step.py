@@ -14,8 +14,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mac_core.networks.model import MacModel, text_memory
-from mac_core.networks.pointer import PointerMemory
+from mac_core.networks.pointer import PointerHead, PointerMemory
 from mac_core.networks.reading import TextState, read, read_text, start
+from mac_core.networks.select import SelectAggregation
 from mac_core.networks.values import (
     BankSlice,
     DocumentEncoding,
@@ -104,8 +105,10 @@ def training_loss(
         )
         chosen = choose(question, encoded, framed, config, generator=generator)
         prefix = aggregate(model, question, encoded, chosen)
-        memory = document_memory(model, framed, encoded, chosen)
-        copy_mask = F.pad(framed.copy_mask, (0, memory.keys.shape[1] - framed.copy_mask.shape[-1]))
+        if model.pointer is not None:
+            memory = document_memory(model.pointer, model, framed, encoded, chosen)
+            others = memory.keys.shape[1] - framed.copy_mask.shape[-1]
+            copy_mask = F.pad(framed.copy_mask, (0, others))
         shown = chosen.shown(config.wrong_text_fraction, generator=generator)
         prior = chosen.log_prior[:, :1].tolist()
     else:
@@ -165,9 +168,13 @@ def choose(
 def aggregate(
     model: MacModel, question: QuestionEncoding, encoded: DocumentEncoding, chosen: Chosen
 ) -> Prefix:
-    """Prefix per question; a single document is projected once for all its questions."""
+    """Prefix per question.
+
+    Where slots are selected, a single document keeps all of them, unweighed, and is projected once
+    for all its questions.
+    """
     index = chosen.index
-    if index.shape[1] == 1:
+    if index.shape[1] == 1 and isinstance(model.aggregation, SelectAggregation):
         flat = torch.zeros(encoded.slot_mask.shape, device=index.device)
         whole = TargetModulation(
             slots=encoded.slots,
@@ -186,13 +193,15 @@ def aggregate(
 
 
 def document_memory(
-    model: MacModel, framed: Framed, encoded: DocumentEncoding, chosen: Chosen
+    pointer: PointerHead,
+    model: MacModel,
+    framed: Framed,
+    encoded: DocumentEncoding,
+    chosen: Chosen,
 ) -> PointerMemory:
     """Pointer keys of each question's documents, laid end to end."""
-    if model.pointer is None:
-        raise ValueError("this configuration has no pointer head")
     embeddings = model.base_lm.input_embeddings(framed.document_ids)
-    keys = model.pointer.document_keys(encoded.states, embeddings)
+    keys = pointer.document_keys(encoded.states, embeddings)
     prior = chosen.log_prior[:, :, None].expand(*chosen.index.shape, keys.shape[1])
     prior = prior.masked_fill(~framed.content[chosen.index], -torch.inf)
     return PointerMemory(

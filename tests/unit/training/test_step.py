@@ -1,0 +1,226 @@
+"""One step: what is trained is what runs, and gradients are finite and where they belong."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+import mac_core.training.step as step
+from mac_core.config import PointerConfig
+from mac_core.networks.generation import Row
+from mac_core.networks.model import AnswerRequest, MacModel
+from mac_core.training.data import Batch
+from mac_core.training.step import StepConfig, choose, encode_documents, frame, training_loss
+from mac_core.types import Mode
+from tests.builders import tiny_bert_model, tiny_layerwise_model, tiny_paper_model
+from tests.unit.training.samples import (
+    paragraphs,
+    rows_of,
+    sample,
+    seeded,
+    with_every_occurrence,
+)
+
+POINTER = PointerConfig(d_pointer=16)
+MODELS: dict[str, Callable[[], MacModel]] = {
+    "layerwise-bert": tiny_bert_model,
+    "layerwise-llama": lambda: tiny_layerwise_model("llama"),
+    "no pointer": lambda: tiny_layerwise_model("gpt2", pointer=None),
+    "paper-gpt2": tiny_paper_model,
+    "paper-qwen2, pointer": lambda: tiny_paper_model("qwen2", pointer=POINTER),
+}
+STEPS: dict[str, StepConfig] = {
+    "none": StepConfig(mode="none"),
+    "text": StepConfig(mode="text"),
+    "memory, one": StepConfig(mode="memory", num_documents=1),
+    "memory, many": StepConfig(mode="memory", num_documents=3),
+    "hybrid, one": StepConfig(mode="hybrid", num_documents=1),
+    "hybrid, right text": StepConfig(mode="hybrid", num_documents=3, wrong_text_fraction=0.0),
+    "hybrid, wrong text": StepConfig(mode="hybrid", num_documents=3, wrong_text_fraction=1.0),
+}
+# Parts that a step does not run, by the beginning of their parameters' names.
+IDLE: dict[str, tuple[str, ...]] = {
+    "none": ("amortization.", "aggregation.", "prefix.", "pointer."),
+    "text": ("amortization.", "aggregation.", "prefix.", "pointer.document_key."),
+    "memory, one": ("aggregation.", "pointer.text_key."),
+    "memory, many": ("pointer.text_key.",),
+    "hybrid, one": ("aggregation.",),
+    "hybrid, right text": (),
+    "hybrid, wrong text": (),
+}
+
+
+@pytest.fixture(params=STEPS)
+def name(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+# ---- what is trained is what runs
+
+
+def served_requests(model: MacModel, batch: Batch, config: StepConfig) -> list[AnswerRequest]:
+    """What the engine would ask for the questions of `batch`, with the step's own documents."""
+    index, log_prior = chosen_documents(model, batch, config)
+    texts = [paragraphs()[i].text for i in batch.paragraph_index.tolist()]
+    questions = [item.question for paragraph in paragraphs() for item in paragraph.questions]
+    shown = 1 if config.wrong_text_fraction == 1.0 else 0
+    modulations = [model.amortize([text])[0] for text in texts]
+    keys = [model.aggregation_keys(modulation) for modulation in modulations]
+    is_read = config.mode in ("memory", "hybrid")
+    return [
+        AnswerRequest(
+            question=questions[question],
+            modulations=tuple(modulations[i] for i in row) if is_read else (),
+            aggregation_keys=tuple(keys[i] for i in row) if is_read else (),
+            log_prior=tuple(prior) if is_read else (),
+            texts=(texts[row[shown]],) if config.mode in ("text", "hybrid") else (),
+        )
+        for question, row, prior in zip(
+            batch.question_index.tolist(), index, log_prior, strict=True
+        )
+    ]
+
+
+@torch.no_grad()
+def chosen_documents(
+    model: MacModel, batch: Batch, config: StepConfig
+) -> tuple[list[list[int]], list[list[float]]]:
+    framed = frame(model, batch)
+    question = model.encode_question_ids(framed.question_ids, framed.question_mask)
+    encoded = encode_documents(model, framed)
+    chosen = choose(question, encoded, framed, config, generator=seeded())
+    return chosen.index.tolist(), chosen.log_prior.tolist()
+
+
+def served_loss(
+    model: MacModel, batch: Batch, config: StepConfig, monkeypatch: pytest.MonkeyPatch
+) -> float:
+    """Mean -log p of the answers' tokens and ends as generation assigns them, step by step."""
+    wanted = rows_of(batch.answer_ids, batch.answer_mask)
+    wanted = [[*answer, model.layout.end_id] for answer in wanted]
+    losses: list[float] = []
+
+    def forced(row: Row, probabilities: Tensor) -> int:
+        token = wanted[row.index][len(row.token_ids)]
+        losses.append(-float(probabilities[token].log()))
+        return token
+
+    monkeypatch.setattr(Row, "choose", forced)
+    model.answer(served_requests(model, batch, config))
+    assert len(losses) == sum(map(len, wanted))
+    return sum(losses) / len(losses)
+
+
+@pytest.mark.parametrize("architecture", MODELS)
+def test_loss_is_what_generation_assigns_to_the_answers(
+    architecture: str, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, config = MODELS[architecture](), STEPS[name]
+    # The usual end mark also frames the prompt's text, where generation may copy it while the loss
+    # counts the vocabulary's alone: end with a token that no text holds.
+    end_id = model.tokenizer.token_id("~")
+    assert end_id is not None
+    model.layout = replace(model.layout, end_id=end_id)
+    batch = with_every_occurrence(sample())  # generation adds up all copies of a token
+    with torch.no_grad():
+        trained = training_loss(model, batch, config, generator=seeded())["answer"]
+    served = served_loss(model, batch, config, monkeypatch)
+    # float32, read in other shapes and summed over other paddings
+    assert float(trained) == pytest.approx(served, rel=1e-4)
+
+
+# ---- finite everywhere, and only where it belongs
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_gradients_are_finite_and_reach_every_part_that_ran(name: str, seed: int) -> None:
+    model = tiny_bert_model(seed=seed).train()
+    losses = training_loss(model, sample(seed=seed), STEPS[name], generator=seeded(seed))
+    losses["total"].backward()
+    assert all(loss.isfinite() for loss in losses.values())
+    moved = {n: p.grad for n, p in model.named_parameters() if not n.startswith(IDLE[name])}
+    assert [n for n, gradient in moved.items() if gradient is None] == []
+    assert all(gradient.isfinite().all() for gradient in moved.values() if gradient is not None)
+    idle = [p.grad for n, p in model.named_parameters() if n.startswith(IDLE[name] or ("-",))]
+    assert [gradient for gradient in idle if gradient is not None] == []
+
+
+def test_gradients_are_finite_where_no_answer_can_be_copied() -> None:
+    model, batch = tiny_bert_model().train(), sample()
+    batch = replace(batch, copy_mask=torch.zeros_like(batch.copy_mask))
+    config = STEPS["hybrid, wrong text"]
+    training_loss(model, batch, config, generator=seeded())["total"].backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+
+
+# ---- how rows are laid out is without effect
+
+
+def test_bucketing_does_not_change_the_loss(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, batch = tiny_bert_model(), sample()
+    losses: list[dict[str, float]] = []
+    for buckets in (1, 4):
+        monkeypatch.setattr(step, "NUM_BUCKETS", buckets)
+        with torch.no_grad():
+            found = training_loss(model, batch, STEPS[name], generator=seeded())
+        losses.append({key: float(value) for key, value in found.items()})
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+
+
+def test_written_out_attention_gives_the_fused_ones_loss(name: str) -> None:
+    # The trainer switches to it on CPUs.
+    model, batch = tiny_bert_model(), sample()
+    with torch.no_grad():
+        fused = training_loss(model, batch, STEPS[name], generator=seeded())["total"]
+        model.base_lm.model.set_attn_implementation("eager")
+        model.amortization.encoder.set_attn_implementation("eager")
+        eager = training_loss(model, batch, STEPS[name], generator=seeded())["total"]
+    torch.testing.assert_close(eager, fused, rtol=1e-5, atol=1e-5)
+
+
+def test_frame_puts_marks_around_each_rows_own_tokens() -> None:
+    model, batch = tiny_bert_model(), sample()
+    framed = frame(model, batch)
+    documents = rows_of(batch.document_ids, batch.document_mask)
+    assert rows_of(framed.document_ids, framed.document_mask) == [
+        model.layout.document(ids) for ids in documents
+    ]
+    questions = rows_of(batch.question_ids, batch.question_mask)
+    assert rows_of(framed.question_ids, framed.question_mask) == [
+        model.layout.question(ids) for ids in questions
+    ]
+    assert rows_of(framed.document_ids, framed.content) == documents
+
+
+def test_copy_mask_marks_the_answers_own_tokens_after_framing() -> None:
+    batch = sample()
+    framed = frame(tiny_bert_model(), batch)
+    row, place, token = framed.copy_mask.nonzero().unbind(1)
+    assert len(row) > 0
+    documents = framed.document_ids[framed.right]
+    assert torch.equal(documents[row, token], batch.answer_ids[row, place])
+
+
+# ---- which documents a question reads
+
+
+@pytest.mark.parametrize("count", [1, 3, 4])
+def test_right_document_is_first_and_none_is_twice(count: int) -> None:
+    model, batch = tiny_bert_model(), sample()
+    config = StepConfig(mode="memory", num_documents=count)
+    index, log_prior = chosen_documents(model, batch, config)
+    assert [row[0] for row in index] == batch.question_document.tolist()
+    assert all(len(set(row)) == count for row in index)
+    assert torch.tensor(log_prior).exp().sum(1).tolist() == pytest.approx([1.0] * len(index))
+
+
+@pytest.mark.parametrize(("mode", "has_selection"), [("memory", True), ("text", False)])
+def test_selection_is_learned_where_documents_are_encoded(mode: Mode, has_selection: bool) -> None:
+    losses = training_loss(tiny_bert_model(), sample(), StepConfig(mode=mode), generator=seeded())
+    assert ("selection" in losses) is has_selection
+    weighed = losses["answer"] + 0.3 * losses.get("selection", torch.zeros(()))
+    torch.testing.assert_close(losses["total"], weighed)
