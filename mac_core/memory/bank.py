@@ -49,6 +49,12 @@ class MemoryBank:
         self._device = device
         self._shelves: dict[str, Shelf] = {}
 
+    def with_selection(self, selection: SelectionConfig) -> MemoryBank:
+        """The same shelves, selected from by other settings; only one of the two may write."""
+        other = MemoryBank(selection, device=self._device)
+        other._shelves = self._shelves
+        return other
+
     def view(self, namespace: str) -> BankView:
         """The latest published view; empty, at version 0, for a namespace never written."""
         shelf = self._shelves.get(namespace)

@@ -71,6 +71,28 @@ class Calibration:
     num_questions: int
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reader:
+    """A model before a bank of held-out documents."""
+
+    model: MacModel
+    bank: MemoryBank
+    view: BankView
+
+    def f1(
+        self,
+        mode: EvaluationMode,
+        questions: Sequence[SquadQuestion],
+        selection: SelectionConfig,
+    ) -> float:
+        """Mean F1 in percent of one mode under these settings."""
+        self.model.config = replace(self.model.config, selection=selection)
+        bank = self.bank.with_selection(selection)
+        asker = Asker(model=self.model, bank=bank, view=self.view, batch_size=32)
+        predictions = asker.answer_all(mode, questions, log=AnswerLog(None, run={}))
+        return round(100.0 * score_mode(questions, predictions).f1.mean, 2)
+
+
 def calibrate(model: MacModel, held_out: HeldOut, *, num_questions: int, seed: int) -> Calibration:
     """Fit the scales, then take the `top_k` whose answers score best."""
     model.eval()
@@ -78,17 +100,16 @@ def calibrate(model: MacModel, held_out: HeldOut, *, num_questions: int, seed: i
     bank = MemoryBank(model.config.selection)
     view = learn_documents(model, bank, held_out.documents, batch_size=16)
     dense_scale, bm25_scale = fit_scales(*scores_of(model, view, fit))
+    reader = Reader(model=model, bank=bank, view=view)
     scored = held_out.sample(num_questions, seed=seed + 1)
     selection = replace(model.config.selection, dense_scale=dense_scale, bm25_scale=bm25_scale)
     by_k: dict[int, float] = {}
     for top_k in TOP_KS:
-        by_k[top_k] = _f1(model, held_out, replace(selection, top_k=top_k), scored, "memory")
+        by_k[top_k] = reader.f1("memory", scored, replace(selection, top_k=top_k))
     best = max(by_k, key=lambda k: (by_k[k], -k))
     selection = replace(selection, top_k=best)
     modes: tuple[EvaluationMode, ...] = ("none", "text", "hybrid", "oracle")
-    by_mode: dict[str, float] = {
-        mode: _f1(model, held_out, selection, scored, mode) for mode in modes
-    }
+    by_mode: dict[str, float] = {mode: reader.f1(mode, scored, selection) for mode in modes}
     return Calibration(
         selection=selection,
         f1_by_top_k=by_k,
@@ -134,20 +155,3 @@ def fit_scales(cosine: Tensor, bm25: Tensor, right: Tensor) -> tuple[float, floa
     optimizer.step(closure)  # type: ignore[no-untyped-call]
     dense, lexical = log_scales.detach().exp().tolist()
     return round(dense, 3), round(lexical, 4)
-
-
-def _f1(
-    model: MacModel,
-    held_out: HeldOut,
-    selection: SelectionConfig,
-    questions: Sequence[SquadQuestion],
-    mode: EvaluationMode,
-) -> float:
-    """Mean F1 in percent of one mode under these settings."""
-    model.config = replace(model.config, selection=selection)
-    bank = MemoryBank(selection)
-    view = learn_documents(model, bank, held_out.documents, batch_size=16)
-    asker = Asker(model=model, bank=bank, view=view, batch_size=32)
-    log = AnswerLog(None, run={})
-    predictions = asker.answer_all(mode, questions, log=log)
-    return round(100.0 * score_mode(questions, predictions).f1.mean, 2)

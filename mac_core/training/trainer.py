@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -56,9 +56,12 @@ class Trainer:
         encoded: EncodedParagraphs,
         neighbours: IntArray,
         options: MiniOptions,
+        *,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.model = model
         self.options = options
+        self._clock = clock  # seconds; the budget is counted by it
         self.progress = Progress()
         self._encoded = encoded
         self._neighbours = neighbours
@@ -101,9 +104,9 @@ class Trainer:
         window: list[dict[str, float]] = []
         saved = self.progress.elapsed_s
         while self.progress.share(self.options) < 1.0:
-            began = time.monotonic()
+            began = self._clock()
             window.append(self._step())
-            self.progress.elapsed_s += time.monotonic() - began
+            self.progress.elapsed_s += self._clock() - began
             if len(window) == self.options.log_every:
                 yield self._report(window)
                 window = []
