@@ -1,6 +1,7 @@
 """Text to token ids and back, with character offsets; one fast tokenizer per bundle.
 
 Adds no special token by itself: which ones frame a document or a question is the base LM's layout.
+Nor does text: a literal `[SEP]` in a document is three pieces like any other, never the mark.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ class Tokenizer:
         self._fast = FastTokenizer.from_str(tokenizer_json)
         self._fast.no_padding()
         self._fast.no_truncation()
+        self._fast.encode_special_tokens = True
 
     @property
     def vocabulary_size(self) -> int:

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import AutoConfig
 
 from mac_core.config import ModelConfig
 from mac_core.errors import CheckpointError
@@ -43,12 +44,14 @@ def build_model(
     Raises:
         CheckpointError: the parts' widths do not fit each other.
     """
+    encoder = _hf_config(encoder_config)
+    _check_widths(config, base_lm=base_lm, encoder=encoder)
     amortization = _amortization(config, encoder_config)
     pointer = None
     if config.pointer is not None:
         pointer = PointerHead(
             d_model=base_lm.d_model,
-            d_encoder=_hidden_size(encoder_config),
+            d_encoder=encoder.hidden_size,
             d_pointer=config.pointer.d_pointer,
         )
     return MacModel(
@@ -153,5 +156,27 @@ def _prefix(config: ModelConfig, base_lm: BaseLM) -> PrefixNetwork:
     return WidePrefix(**shape)
 
 
-def _hidden_size(encoder_config: Mapping[str, Any]) -> int:
-    return int(encoder_config.get("hidden_size") or encoder_config["d_model"])
+def _hf_config(values: Mapping[str, Any]) -> Any:
+    """A Hugging Face configuration with its defaults, which a stored one leaves out."""
+    own = dict(values)
+    return AutoConfig.for_model(own.pop("model_type"), **own)
+
+
+def _check_widths(config: ModelConfig, *, base_lm: BaseLM, encoder: Any) -> None:
+    wanted = {
+        "aggregation.d_question": (config.aggregation.d_question, config.amortization.d_modulation)
+    }
+    if config.amortization.kind == "layerwise":
+        wanted = {
+            "encoder hidden_size": (encoder.hidden_size, base_lm.d_model),
+            "encoder num_hidden_layers": (encoder.num_hidden_layers, base_lm.num_layers),
+            "amortization.d_modulation": (
+                config.amortization.d_modulation,
+                base_lm.num_layers * base_lm.d_model,
+            ),
+            "aggregation.d_question": (config.aggregation.d_question, encoder.hidden_size),
+            "selection.d_key": (config.selection.d_key, encoder.hidden_size),
+        }
+    for name, (found, right) in wanted.items():
+        if found != right:
+            raise CheckpointError(f"{name} is {found}, the other parts take {right}")

@@ -83,7 +83,9 @@ class PointerHead(nn.Module):
         scores: Tensor = (query @ memory.keys.mT).float() * self.scale + memory.log_prior[
             :, None
         ].float()
-        return scores - torch.logsumexp(scores, dim=-1, keepdim=True).nan_to_num(neginf=0.0)
+        # Any finite normaliser will do for an empty row; that of nothing but -inf has no gradient.
+        finite = scores.masked_fill(_is_empty(memory)[:, None], 0.0)
+        return scores - torch.logsumexp(finite, dim=-1, keepdim=True)
 
     def log_gate(self, hidden: Tensor, memory: PointerMemory) -> tuple[Tensor, Tensor]:
         """Log-probability of the vocabulary and of copying, `(batch, steps)` each, float32.
@@ -91,7 +93,7 @@ class PointerHead(nn.Module):
         A row that has nothing to copy is given to the vocabulary whole.
         """
         score = self.gate(hidden).squeeze(-1).float()
-        empty = torch.isneginf(memory.log_prior).all(-1)[:, None]  # (batch, 1)
+        empty = _is_empty(memory)  # (batch, 1)
         vocabulary = F.logsigmoid(score).masked_fill(empty, 0.0)
         copying = F.logsigmoid(-score).masked_fill(empty, -torch.inf)
         return vocabulary, copying
@@ -117,6 +119,11 @@ class Mixed:
 
     probabilities: Tensor  # (batch, vocabulary), rows sum to 1
     attention: Tensor  # (batch, tokens), rows sum to 1, or are 0 where there is nothing to copy
+
+
+def _is_empty(memory: PointerMemory) -> Tensor:
+    """Rows that have nothing to copy: bool `(batch, 1)`."""
+    return torch.isneginf(memory.log_prior).all(-1, keepdim=True)
 
 
 def _projection(d_state: int, d_model: int, d_pointer: int) -> nn.Sequential:
