@@ -27,7 +27,6 @@ from mac_core.networks.base_lm import BaseLM
 from mac_core.networks.build import build_model, model_states
 from mac_core.networks.checkpoint import save_bundle
 from mac_core.networks.model import MacModel
-from mac_core.networks.quantization import StoredDtype
 from mac_core.training.warm_start import plain_config
 
 LMKind = Literal["gpt2", "llama", "qwen2", "bert"]
@@ -64,6 +63,16 @@ def tiny_tokenizer_json() -> str:
 
 
 VOCABULARY = len(json.loads(tiny_tokenizer_json())["model"]["vocab"])
+T5_CONFIG: dict[str, Any] = {
+    "model_type": "t5",
+    "d_model": WIDTH,
+    "d_kv": 8,
+    "num_heads": HEADS,
+    "d_ff": 64,
+    "num_layers": LAYERS,
+    "vocab_size": VOCABULARY,
+    "dropout_rate": 0.0,
+}
 
 
 def tiny_base_lm(kind: LMKind, *, seed: int = 0) -> BaseLM:
@@ -134,34 +143,34 @@ def tiny_paper_model(
         selection=SelectionConfig(d_key=8),
         max_question_tokens=128,
     )
-    t5 = {"model_type": "t5", "d_model": WIDTH, "d_kv": 8, "num_heads": HEADS, "d_ff": 64}
-    t5 |= {"num_layers": LAYERS, "vocab_size": VOCABULARY, "dropout_rate": 0.0}
-    model = _build(config, kind, t5, seed=seed)
+    model = _build(config, kind, T5_CONFIG, seed=seed)
     with torch.no_grad():  # begins at 0.02, where no document is heard
         model.prefix.project.out.weight.mul_(20.0)
     return model
 
 
-def build_tiny_bundle(path: Path, *, seed: int = 0, dtype: StoredDtype = "float32") -> Path:
+def build_tiny_bundle(path: Path, *, seed: int = 0) -> Path:
     """Write the tiny BERT model as a bundle; the directory."""
-    save_tiny_bundle(path, tiny_bert_model(seed=seed), dtype=dtype)
-    return path
+    return save_tiny_bundle(path, tiny_bert_model(seed=seed))
 
 
-def save_tiny_bundle(path: Path, model: MacModel, *, dtype: StoredDtype = "float32") -> None:
+def save_tiny_bundle(path: Path, model: MacModel, **changes: Any) -> Path:
+    """Write `model` as a float32 bundle, with `changes` in place of what is its own."""
     base_lm_state, amortization_state = model_states(model)
-    save_bundle(
-        path,
-        name=model.config.name,
-        config=model.config,
-        base_lm_config=plain_config(model.base_lm.model.config),
-        encoder_config=plain_config(model.amortization.encoder.config),
-        base_lm_state=base_lm_state,
-        amortization_state=amortization_state,
-        tokenizer_json=model.tokenizer.json,
-        dtype=dtype,
-        training={"weights": "random"},
-    )
+    is_t5 = model.config.amortization.kind == "t5"
+    written: dict[str, Any] = {
+        "name": model.config.name,
+        "config": model.config,
+        "base_lm_config": plain_config(model.base_lm.model.config),
+        "encoder_config": T5_CONFIG if is_t5 else plain_config(model.amortization.encoder.config),
+        "base_lm_state": base_lm_state,
+        "amortization_state": amortization_state,
+        "tokenizer_json": model.tokenizer.json,
+        "dtype": "float32",
+        "training": {"weights": "random"},
+    }
+    save_bundle(path, **(written | changes))
+    return path
 
 
 def base_lm_config(kind: LMKind, *, is_decoder: bool = True) -> dict[str, Any]:

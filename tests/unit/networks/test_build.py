@@ -1,0 +1,186 @@
+"""From weights to a bundle and back: the same answers, nothing taken leniently."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+
+from mac_core.errors import CheckpointError
+from mac_core.networks.build import build_model, load_bundle, model_states, tied_keys
+from tests.builders import (
+    LM_KINDS,
+    WIDTH,
+    LMKind,
+    base_lm_config,
+    build_tiny_bundle,
+    save_tiny_bundle,
+    tiny_base_lm,
+    tiny_bert_model,
+    tiny_layerwise_model,
+    tiny_paper_model,
+    tiny_tokenizer_json,
+)
+from tests.unit.networks.model_samples import MODELS, comparable, mixed_requests
+
+INT8 = {"rtol": 0.05, "atol": 0.05}  # half a step of 1/127 of a row's largest weight, two layers
+
+
+# ---- there and back
+
+
+@pytest.mark.parametrize("kind", LM_KINDS)
+def test_float32_bundle_answers_as_the_model_that_was_saved(kind: LMKind, tmp_path: Path) -> None:
+    model = tiny_layerwise_model(kind, seed=3)
+    loaded = load_bundle(save_tiny_bundle(tmp_path / "tiny", model))
+    assert loaded.answer(mixed_requests(loaded)) == model.answer(mixed_requests(model))
+
+
+def test_t5_bundle_answers_as_the_model_that_was_save_tiny_bundle(tmp_path: Path) -> None:
+    model = tiny_paper_model("llama", seed=3)
+    loaded = load_bundle(save_tiny_bundle(tmp_path / "tiny", model))
+    assert loaded.answer(mixed_requests(loaded)) == model.answer(mixed_requests(model))
+
+
+def test_int8_bundle_keeps_the_modulation_close(tmp_path: Path) -> None:
+    model = tiny_bert_model()
+    loaded = load_bundle(save_tiny_bundle(tmp_path / "tiny", model, dtype="int8"))
+    (exact,), (rounded,) = (m.amortize(["the dam of the city"]) for m in (model, loaded))
+    torch.testing.assert_close(rounded.selection_key, exact.selection_key, **INT8)
+    assert not torch.equal(rounded.slots, exact.slots)
+    cosine = torch.cosine_similarity(rounded.slots, exact.slots, dim=1)
+    assert float(cosine.min()) > 0.99
+
+
+def test_loaded_model_is_frozen_and_evaluating(tmp_path: Path) -> None:
+    model = load_bundle(build_tiny_bundle(tmp_path / "tiny"))
+    assert not model.training
+    assert not any(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_fingerprints_name_the_weights(tmp_path: Path) -> None:
+    one, other = (load_bundle(build_tiny_bundle(tmp_path / str(s), seed=s)) for s in (1, 2))
+    again = load_bundle(build_tiny_bundle(tmp_path / "again", seed=1))
+    assert one.fingerprint == again.fingerprint
+    assert one.fingerprint.amortization_hash != other.fingerprint.amortization_hash
+    assert one.fingerprint.base_lm_hash != other.fingerprint.base_lm_hash
+
+
+# ---- tied weights
+
+
+def test_tied_head_is_stored_once_and_tied_again(tmp_path: Path) -> None:
+    model = load_bundle(build_tiny_bundle(tmp_path / "tiny"))
+    head = model.base_lm.model.cls.predictions
+    assert head.decoder.weight is model.base_lm.input_embeddings.weight
+    stored = safetensors.torch.load_file(tmp_path / "tiny" / "base_lm.safetensors")
+    assert "cls.predictions.decoder.weight" in tied_keys(model)
+    assert not set(tied_keys(model)) & set(stored)
+
+
+def test_untied_head_keeps_its_own_weights() -> None:
+    assert tied_keys(tiny_layerwise_model("llama")) == {}
+
+
+# ---- defect 10: lax loading
+
+
+@pytest.mark.parametrize(
+    "file",
+    [
+        "base_lm.safetensors",
+        "amortization.safetensors",
+        "tokenizer.json",
+        "base_lm/config.json",
+        "encoder/config.json",
+    ],
+)
+def test_altered_file_is_refused_by_name(tmp_path: Path, file: str) -> None:
+    path = build_tiny_bundle(tmp_path / "tiny") / file
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match=f"{file}: sha256"):
+        load_bundle(tmp_path / "tiny")
+
+
+CHANGES: dict[str, Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]] = {
+    "aggregation.key.weight is missing": lambda s: {
+        k: v for k, v in s.items() if k != "aggregation.key.weight"
+    },
+    "pointer.extra is unexpected": lambda s: s | {"pointer.extra": torch.zeros(2)},
+    r"pointer.gate.weight .*\(1, 5\)": lambda s: s | {"pointer.gate.weight": torch.zeros(1, 5)},
+}
+
+
+@pytest.mark.parametrize("complaint", CHANGES)
+def test_weights_that_do_not_fit_are_refused_by_name(tmp_path: Path, complaint: str) -> None:
+    model = tiny_bert_model()
+    _, state = model_states(model)
+    path = save_tiny_bundle(
+        tmp_path / "tiny", model, amortization_state=CHANGES[complaint](dict(state))
+    )
+    with pytest.raises(CheckpointError, match=complaint):
+        load_bundle(path)
+
+
+def test_bundle_without_an_encoder_configuration_is_refused(tmp_path: Path) -> None:
+    path = save_tiny_bundle(tmp_path / "tiny", tiny_bert_model(), encoder_config=None)
+    with pytest.raises(CheckpointError, match="no encoder configuration"):
+        load_bundle(path)
+
+
+# ---- parts that do not fit each other
+
+
+WRONG: dict[str, tuple[dict[str, Any], str]] = {
+    "depth": ({"num_hidden_layers": 3}, "num_hidden_layers is 3, the other parts take 2"),
+    "width": ({"hidden_size": 64}, "hidden_size is 64, the other parts take 32"),
+}
+
+
+@pytest.mark.parametrize("what", WRONG)
+def test_encoder_of_another_shape_is_refused(what: str) -> None:
+    change, complaint = WRONG[what]
+    with pytest.raises(CheckpointError, match=complaint):
+        build_model(
+            tiny_bert_model().config,
+            base_lm=tiny_base_lm("bert"),
+            encoder_config=base_lm_config("bert", is_decoder=False) | change,
+            tokenizer_json=tiny_tokenizer_json(),
+        )
+
+
+@pytest.mark.parametrize("name", ["layerwise-bert", "paper-gpt2"])
+def test_aggregation_of_another_question_width_is_refused(name: str) -> None:
+    config = MODELS[name]().config
+    config = replace(config, aggregation=replace(config.aggregation, d_question=WIDTH + 1))
+    encoder = {"layerwise-bert": base_lm_config("bert"), "paper-gpt2": {"model_type": "t5"}}[name]
+    with pytest.raises(CheckpointError, match="d_question is 33, the other parts take 32"):
+        build_model(
+            config,
+            base_lm=tiny_base_lm("bert"),
+            encoder_config=encoder,
+            tokenizer_json=tiny_tokenizer_json(),
+        )
+
+
+def test_width_that_a_configuration_leaves_to_its_default_is_known() -> None:
+    # A stored configuration holds only what differs from the library's defaults: T5's 512.
+    config = tiny_paper_model("gpt2").config
+    config = replace(config, pointer=tiny_bert_model().config.pointer)
+    encoder = {"model_type": "t5", "num_layers": 1, "d_ff": 8, "d_kv": 4, "num_heads": 2}
+    model = build_model(
+        config,
+        base_lm=tiny_base_lm("gpt2"),
+        encoder_config=encoder | {"vocab_size": 200},
+        tokenizer_json=tiny_tokenizer_json(),
+    )
+    assert model.pointer is not None
+    assert model.pointer.document_key[0].in_features == 512 + 2 * WIDTH
+    assert comparable(model.eval().answer(mixed_requests(model))[0])

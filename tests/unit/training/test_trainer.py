@@ -1,0 +1,117 @@
+"""The loop on a handful of paragraphs: it learns, keeps to its budget, and resumes exactly."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from mac_core.errors import CheckpointError
+from mac_core.networks.model import MacModel
+from mac_core.training.options import MiniOptions
+from mac_core.training.trainer import Trainer, make_optimizer
+from tests.builders import tiny_bert_model
+from tests.unit.training.samples import encoded
+
+STEPS = 12
+NEIGHBOURS = np.array([[1, 2], [0, 3], [3, 0], [1, 2]], dtype=np.int32)
+
+
+def ticking() -> Callable[[], float]:
+    """A clock on which every step takes one second."""
+    return itertools.count().__next__
+
+
+def trainer_in(
+    directory: Path, *, model: MacModel | None = None, steps: int = STEPS, **changes: Any
+) -> Trainer:
+    options: dict[str, Any] = {
+        "num_paragraphs": 4,
+        "questions_per_paragraph": 1,
+        "learning_rate": 3e-3,
+        "max_documents": 3,
+        "checkpoint_minutes": 4.5 / 60,  # after every fifth step
+        "log_every": 2,
+    }
+    directory.mkdir(exist_ok=True)
+    return Trainer(
+        model or tiny_bert_model(),
+        encoded(),
+        NEIGHBOURS,
+        MiniOptions(
+            data_directory=directory,
+            run_directory=directory,
+            minutes=steps / 60,
+            **(options | changes),
+        ),
+        clock=ticking(),
+    )
+
+
+def weights(model: MacModel) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+def test_budget_is_spent_and_no_more(tmp_path: Path) -> None:
+    trainer = trainer_in(tmp_path)
+    lines = list(trainer.run())
+    assert trainer.progress.step == STEPS
+    assert trainer.progress.questions == 4 * STEPS
+    assert [line["step"] for line in lines] == [2, 4, 6, 8, 10, 12]
+    assert [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()] == lines
+
+
+def test_resumed_run_ends_as_the_uninterrupted_one(tmp_path: Path) -> None:
+    whole = trainer_in(tmp_path / "whole")
+    list(whole.run())
+    stopped = trainer_in(tmp_path / "stopped")
+    for line in stopped.run():  # left after step 6, whose last checkpoint is step 5's
+        if line["step"] == 6:
+            break
+    again = trainer_in(tmp_path / "stopped", model=tiny_bert_model(seed=9))
+    assert again.resume()
+    assert again.progress.step == 5
+    list(again.run())
+    assert again.progress == whole.progress
+    torch.testing.assert_close(weights(again.model), weights(whole.model), rtol=0.0, atol=0.0)
+
+
+def test_finished_run_is_not_trained_further(tmp_path: Path) -> None:
+    list(trainer_in(tmp_path, steps=2).run())
+    again = trainer_in(tmp_path, steps=2)
+    assert again.resume()
+    before = weights(again.model)
+    assert list(again.run()) == []
+    torch.testing.assert_close(weights(again.model), before, rtol=0.0, atol=0.0)
+
+
+def test_new_run_has_nothing_to_resume(tmp_path: Path) -> None:
+    assert not trainer_in(tmp_path).resume()
+
+
+def test_checkpoint_of_another_architecture_is_refused(tmp_path: Path) -> None:
+    trainer_in(tmp_path).save()
+    with pytest.raises(CheckpointError, match=r"pointer\.gate\.weight is unexpected"):
+        trainer_in(tmp_path, model=tiny_bert_model(pointer=None)).resume()
+
+
+def test_a_few_steps_on_few_paragraphs_lower_the_loss(tmp_path: Path) -> None:
+    lines = list(trainer_in(tmp_path, steps=24, log_every=8).run())
+    assert lines[-1]["answer_memory"] < 0.8 * lines[0]["answer_memory"]
+
+
+def test_heads_that_start_at_random_learn_faster_than_what_is_warm() -> None:
+    model = tiny_bert_model()
+    options = MiniOptions(data_directory=Path(), run_directory=Path(), minutes=1.0, head_rate=5.0)
+    warm, heads = make_optimizer(model, options).param_groups
+    assert (warm["scale"], heads["scale"]) == (1.0, 5.0)
+    assert model.pointer is not None
+    fast = {id(p) for part in (model.aggregation, model.pointer) for p in part.parameters()}
+    assert {id(p) for p in heads["params"]} == fast
+    assert len(warm["params"]) + len(heads["params"]) == len(list(model.parameters()))
