@@ -77,6 +77,7 @@ def train_mini(options: MiniOptions, *, report: Report = lambda line: None) -> M
     fast = FastTokenizer.from_str(model.tokenizer.json)
     fast.no_padding()
     fast.no_truncation()
+    fast.encode_special_tokens = True  # as `tokenization.Tokenizer` reads documents
     encoded = encode_paragraphs(train, fast)
     trainer = Trainer(model, encoded, mine_neighbours(encoded), options)
     trainer.resume()

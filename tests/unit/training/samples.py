@@ -39,7 +39,7 @@ def paragraphs() -> list[Paragraph]:
                     question=question, answers=(answer,), answer_start=text.lower().find(answer)
                 ),
                 QuestionAnswer(
-                    question=f"How is the name, {number}?", answers=("",), answer_start=None
+                    question=f"How is the name, {number}?", answers=(), answer_start=None
                 ),
             ),
         )

@@ -1,0 +1,125 @@
+"""The recipe from data to bundle and its command line, on a tiny model and made-up paragraphs."""
+
+from __future__ import annotations
+
+import json
+import lzma
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+import mac_core.training.mini as mini
+from mac_core.errors import CheckpointError
+from mac_core.networks.build import load_bundle
+from mac_core.training.cli import app
+from mac_core.training.mini import export_mini, load_sources, train_mini
+from mac_core.training.options import MiniOptions
+from tests.builders import tiny_bert_model
+from tests.unit.training.samples import paragraphs
+
+
+@pytest.fixture
+def options(tmp_path: Path) -> MiniOptions:
+    return MiniOptions(
+        data_directory=tmp_path,
+        run_directory=tmp_path / "run",
+        minutes=0.001,
+        num_paragraphs=4,
+        questions_per_paragraph=1,
+        num_threads=torch.get_num_threads(),
+        log_every=1,
+    )
+
+
+@pytest.fixture
+def _tiny(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tiny model in place of the warm start, made-up paragraphs in place of SQuAD."""
+    monkeypatch.setattr(mini, "warm_mini", lambda options: tiny_bert_model(seed=options.seed))
+    monkeypatch.setattr(mini, "load_sources", lambda options: (paragraphs(), paragraphs()))
+
+
+@pytest.mark.usefixtures("_tiny")
+def test_bundle_holds_what_was_trained(options: MiniOptions, tmp_path: Path) -> None:
+    lines: list[dict[str, float]] = []
+    trained = train_mini(options, report=lines.append)
+    calibration = export_mini(
+        options, tmp_path / "bundle", dtype="float32", calibration_questions=4
+    )
+    loaded = load_bundle(tmp_path / "bundle")
+    assert loaded.config.selection == calibration.selection
+    torch.testing.assert_close(loaded.state_dict(), trained.state_dict(), rtol=0.0, atol=0.0)
+    untrained = tiny_bert_model(seed=options.seed).state_dict()
+    assert any(not torch.equal(value, untrained[k]) for k, value in loaded.state_dict().items())
+    manifest = json.loads((tmp_path / "bundle" / "manifest.json").read_text())
+    assert manifest["training"]["progress"]["step"] == lines[-1]["step"]
+
+
+@pytest.mark.usefixtures("_tiny")
+def test_bundle_names_no_path_of_the_machine(options: MiniOptions, tmp_path: Path) -> None:
+    train_mini(options)
+    export_mini(options, tmp_path / "bundle", calibration_questions=4)
+    texts = [path.read_text() for path in (tmp_path / "bundle").rglob("*.json")]
+    assert len(texts) == 4
+    assert not any(str(tmp_path) in text for text in texts)
+
+
+@pytest.mark.usefixtures("_tiny")
+def test_run_without_a_checkpoint_is_not_exported(options: MiniOptions, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"state\.safetensors"):
+        export_mini(options, tmp_path / "bundle")
+    assert not (tmp_path / "bundle").exists()
+
+
+def squad_file(directory: Path, *, articles: int) -> None:
+    entry: dict[str, Any] = {"context": "The dam is old.", "qas": []}
+    data = [{"title": f"article {i}", "paragraphs": [entry]} for i in range(articles)]
+    path = directory / "squad" / "train-v1.1.json.xz"
+    path.parent.mkdir()
+    path.write_bytes(lzma.compress(json.dumps({"data": data}).encode()))
+
+
+def test_held_out_paragraphs_are_of_other_articles(tmp_path: Path) -> None:
+    squad_file(tmp_path, articles=50)
+    train, held_out = load_sources(
+        MiniOptions(data_directory=tmp_path, run_directory=tmp_path, minutes=1.0)
+    )
+    assert held_out
+    assert not {p.article for p in train} & {p.article for p in held_out}
+    assert len(train) + len(held_out) == 50
+
+
+# ---- the command
+
+
+def invoke(tmp_path: Path, *arguments: str) -> Any:
+    paths = ["--data", str(tmp_path), "--run", str(tmp_path / "run"), "--minutes", "0.01"]
+    return CliRunner().invoke(app, ["mini", *paths, "--num-threads", "1", *arguments])
+
+
+def test_command_refuses_a_source_it_does_not_know(tmp_path: Path) -> None:
+    result = invoke(tmp_path, "--sources", "squad,newsqa")
+    assert result.exit_code == 1
+    assert "mac train: no source is called newsqa; known: squad," in result.output
+
+
+def test_command_refuses_a_dtype_it_does_not_know(tmp_path: Path) -> None:
+    result = invoke(tmp_path, "--dtype", "int4")
+    assert result.exit_code == 2
+    assert "'int4'" in result.output
+
+
+@pytest.mark.usefixtures("_tiny")
+def test_command_trains_exports_and_prints_what_it_measured(tmp_path: Path) -> None:
+    result = invoke(
+        tmp_path,
+        *("--bundle", str(tmp_path / "bundle"), "--calibration-questions", "10"),
+        *("--num-paragraphs", "4", "--dtype", "bfloat16"),
+    )
+    assert result.exit_code == 0, result.output
+    measured = json.loads(result.stdout.splitlines()[-1])
+    bundle = load_bundle(tmp_path / "bundle")
+    assert measured["top_k"] == bundle.config.selection.top_k
+    assert measured["questions"] == 4
