@@ -6,6 +6,7 @@ answer has to be found. Keys depend on the document alone and are stored beside 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -79,7 +80,7 @@ class PointerHead(nn.Module):
         Returns:
             `(batch, steps, tokens)`, float32; a row without tokens is -inf throughout.
         """
-        query = self.query(torch.cat([hidden, last], dim=-1))
+        query = self.query(torch.cat([hidden, scaled(last).to(hidden.dtype)], dim=-1))
         scores: Tensor = (query @ memory.keys.mT).float() * self.scale + memory.log_prior[
             :, None
         ].float()
@@ -133,5 +134,14 @@ def _projection(d_state: int, d_model: int, d_pointer: int) -> nn.Sequential:
 
 def _with_neighbours(states: Tensor, embeddings: Tensor) -> Tensor:
     """Each token's state, the embedding of the token before it, and its own embedding."""
-    before = F.pad(embeddings, (0, 0, 1, 0))[:, :-1]
-    return torch.cat([states, before.to(states.dtype), embeddings.to(states.dtype)], dim=-1)
+    own = scaled(embeddings).to(states.dtype)
+    before = F.pad(own, (0, 0, 1, 0))[:, :-1]
+    return torch.cat([states, before, own], dim=-1)
+
+
+def scaled(embeddings: Tensor) -> Tensor:
+    """Embeddings brought to the size of hidden states, by the root of their width.
+
+    Tied embeddings are small; unscaled, which token came before is learned very slowly.
+    """
+    return embeddings * math.sqrt(embeddings.shape[-1])

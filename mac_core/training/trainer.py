@@ -26,11 +26,12 @@ from mac_core.types import Mode
 
 STATE_FILE = "state.safetensors"
 WARM_UP = 0.02  # share of the budget
+CROWDED = 0.75  # share of the later steps in which documents stand among distractors
 MODES: tuple[tuple[Mode, float], ...] = (
-    ("memory", 0.60),
-    ("hybrid", 0.17),
-    ("text", 0.18),
-    ("none", 0.05),
+    ("memory", 0.70),
+    ("hybrid", 0.16),
+    ("text", 0.11),
+    ("none", 0.03),
 )
 
 
@@ -120,7 +121,7 @@ class Trainer:
         rate = options.learning_rate * min(1.0, share / WARM_UP + 0.01, (1.0 - share) + 0.005)
         for group in self._optimizer.param_groups:
             group["lr"] = rate * group["scale"]
-        config = self._next_config(share)
+        config = draw_step(options, share=share, rng=self._rng)
         batch = self._sample()
         generator = torch.Generator().manual_seed(int(self._rng.integers(2**62)))
         bf16 = options.device != "cpu" or _cpu_has_bf16()
@@ -137,12 +138,6 @@ class Trainer:
             for name, loss in losses.items()
             if name != "total"
         }
-
-    def _next_config(self, share: float) -> StepConfig:
-        modes, weights = zip(*MODES, strict=True)
-        mode = modes[int(self._rng.choice(len(modes), p=weights))]
-        many = share >= self.options.bank_after and self._rng.random() < 0.75
-        return StepConfig(mode=mode, num_documents=self.options.max_documents if many else 1)
 
     def _sample(self) -> Batch:
         return sample_batch(
@@ -170,6 +165,17 @@ class Trainer:
         with self._log.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
         return line
+
+
+def draw_step(options: MiniOptions, *, share: float, rng: np.random.Generator) -> StepConfig:
+    """What the next step trains, `share` of the budget being spent.
+
+    The bank grows with training: a document alone at first, then mostly among distractors.
+    """
+    modes, weights = zip(*MODES, strict=True)
+    mode = modes[int(rng.choice(len(modes), p=weights))]
+    many = share >= options.bank_after and rng.random() < CROWDED
+    return StepConfig(mode=mode, num_documents=options.max_documents if many else 1)
 
 
 def make_optimizer(model: MacModel, options: MiniOptions) -> AdamW:

@@ -218,6 +218,21 @@ def test_right_document_is_first_and_none_is_twice(count: int) -> None:
     assert torch.tensor(log_prior).exp().sum(1).tolist() == pytest.approx([1.0] * len(index))
 
 
+def test_distractors_are_the_hardest_of_the_batch() -> None:
+    model, batch = tiny_bert_model(), sample()
+    config = StepConfig(mode="memory", num_documents=3)
+    framed = frame(model, batch)
+    with torch.no_grad():
+        question = model.encode_question_ids(framed.question_ids, framed.question_mask)
+        encoded_documents = encode_documents(model, framed)
+        index = choose(
+            question, encoded_documents, framed, config, generator=torch.Generator().manual_seed(0)
+        ).index
+    cosine = question.selection_query @ encoded_documents.selection_key.mT
+    others = cosine.scatter(1, framed.right[:, None], -torch.inf)
+    assert torch.equal(index[:, 1:], others.topk(2, dim=1).indices)
+
+
 @pytest.mark.parametrize(("mode", "has_selection"), [("memory", True), ("text", False)])
 def test_selection_is_learned_where_documents_are_encoded(mode: Mode, has_selection: bool) -> None:
     losses = training_loss(tiny_bert_model(), sample(), StepConfig(mode=mode), generator=seeded())

@@ -15,7 +15,7 @@ import torch
 from mac_core.errors import CheckpointError
 from mac_core.networks.model import MacModel
 from mac_core.training.options import MiniOptions
-from mac_core.training.trainer import Trainer, make_optimizer
+from mac_core.training.trainer import Trainer, draw_step, make_optimizer
 from tests.builders import tiny_bert_model
 from tests.unit.training.samples import encoded
 
@@ -56,6 +56,20 @@ def trainer_in(
 
 def weights(model: MacModel) -> dict[str, torch.Tensor]:
     return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+def drawn_banks(share: float) -> set[int]:
+    options = MiniOptions(
+        data_directory=Path(), run_directory=Path(), minutes=1.0, bank_after=0.4, max_documents=3
+    )
+    rng = np.random.default_rng(0)
+    return {draw_step(options, share=share, rng=rng).num_documents for _ in range(50)}
+
+
+def test_bank_grows_with_training() -> None:
+    # Defect 11 of the reference: a network that never met distractors is asked amid thousands.
+    assert drawn_banks(0.39) == {1}
+    assert drawn_banks(0.41) == {1, 3}
 
 
 def test_budget_is_spent_and_no_more(tmp_path: Path) -> None:
