@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mac_core.networks.model import AnswerRequest, MacModel
-from tests.builders import LM_KINDS, LMKind, tiny_bert_model, tiny_layerwise_model
+from tests.builders import LM_KINDS, WIDTH, LMKind, tiny_bert_model, tiny_layerwise_model
 from tests.unit.networks.model_samples import (
     DAM,
     ELBE,
@@ -54,7 +54,7 @@ def slow_step(
     assert modulation.pointer_keys is not None
     embeddings = embed(torch.tensor([document]))
     text_keys = model.pointer.text_keys(hidden[None, : len(document)], embeddings)[0]
-    query = model.pointer.query(torch.cat([hidden[-1], embed.weight[tail[-1]]]))
+    query = model.pointer.query(torch.cat([hidden[-1], WIDTH**0.5 * embed.weight[tail[-1]]]))
     scores = torch.cat([modulation.pointer_keys, text_keys]) @ query * model.pointer.scale
     attention = torch.softmax(scores + request.log_prior[0], dim=0)
     gate = torch.sigmoid(model.pointer.gate(hidden[-1]))[0]

@@ -47,7 +47,7 @@ def test_mixture_equals_the_written_out_sum(pointer: PointerHead) -> None:
     copied, (scores, hidden, last) = memory(log_prior=prior), step()
     mixed = pointer.mix(scores, hidden, last, copied)
     for row in range(2):
-        query = pointer.query(torch.cat([hidden[row, 0], last[row, 0]]))
+        query = pointer.query(torch.cat([hidden[row, 0], WIDTH**0.5 * last[row, 0]]))
         attention = torch.softmax(copied.keys[row] @ query * KEYS**-0.5 + prior[row], dim=0)
         gate = torch.sigmoid(pointer.gate(hidden[row, 0]))
         expected = gate * scores[row].softmax(0)
