@@ -26,6 +26,8 @@ from mac_core.training.corpora import Paragraph
 from mac_core.types import Document
 
 TOP_KS = (1, 2, 4, 8)
+PULL = 1e-3
+MAX_LOG_SCALE = 7.0  # no score needs a factor of over a thousand
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -141,17 +143,23 @@ def scores_of(
 
 
 def fit_scales(cosine: Tensor, bm25: Tensor, right: Tensor) -> tuple[float, float]:
-    """Scales under which softmax(a * cosine + b * BM25) gives the right entries most likelihood."""
-    log_scales = torch.tensor([20.0, 0.5]).log().requires_grad_(True)
+    """Scales under which softmax(a * cosine + b * BM25) gives the right entries most likelihood.
+
+    A weak pull towards where the search begins keeps them finite where scores alone separate.
+    """
+    begin = torch.tensor([20.0, 0.5]).log()
+    log_scales = begin.clone().requires_grad_(True)
     optimizer = torch.optim.LBFGS([log_scales], max_iter=50, line_search_fn="strong_wolfe")
 
     def closure() -> Tensor:
         optimizer.zero_grad()
-        dense, lexical = log_scales.exp()
+        dense, lexical = log_scales.clamp(-MAX_LOG_SCALE, MAX_LOG_SCALE).exp()
         loss = F.cross_entropy(dense * cosine + lexical * bm25, right)
+        loss = loss + PULL * (log_scales - begin).square().sum()
         loss.backward()  # type: ignore[no-untyped-call]
         return loss
 
     optimizer.step(closure)  # type: ignore[no-untyped-call]
-    dense, lexical = log_scales.detach().exp().tolist()
+    scales = log_scales.detach().clamp(-MAX_LOG_SCALE, MAX_LOG_SCALE).exp()
+    dense, lexical = scales.tolist()
     return round(dense, 3), round(lexical, 4)
