@@ -5,14 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from math import exp
 
 from mac_core.config import EngineConfig
 from mac_core.engine.batch_cap import BatchCap, is_out_of_memory
 from mac_core.engine.learning import engine_failed
 from mac_core.engine.ports import AnsweringModel
 from mac_core.engine.selecting import Selecting
-from mac_core.engine.sources import find_sources
+from mac_core.engine.sources import sources_of
 from mac_core.engine.tickets import QuestionTicket
 from mac_core.engine.validation import check_question
 from mac_core.errors import BankBehind, NotReady, QuestionTooLong
@@ -185,9 +184,7 @@ class Asking:
         generated: Generated,
         phases: PhaseClock,
     ) -> Answer:
-        used = selected[: len(request.modulations) or len(request.texts)]
-        masses = generated.document_mass or [exp(chosen.log_prior) for chosen in used]
-        text, sources = find_sources(generated.text, [chosen.entry for chosen in used], masses)
+        text, sources = sources_of(request, selected, generated)
         ticket = row.ticket
         return Answer(
             text=text,

@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import exp
 
 from mac_core.engine.spans import find_answer, snippet
-from mac_core.memory.bank import BankEntry
+from mac_core.memory.bank import BankEntry, Selected
+from mac_core.networks.model import AnswerRequest, Generated
 from mac_core.types import Source, Span
 
 MAX_SOURCES = 32  # a question over the whole bank would list all of it
+
+
+def sources_of(
+    request: AnswerRequest, selected: Sequence[Selected], generated: Generated
+) -> tuple[str, tuple[Source, ...]]:
+    """As `find_sources`, for what the model made of a request; `selected` is what it came from."""
+    used = selected[: len(request.modulations) or len(request.texts)]
+    masses = generated.document_mass or [exp(chosen.log_prior) for chosen in used]
+    return find_sources(generated.text, [chosen.entry for chosen in used], masses)
 
 
 def find_sources(

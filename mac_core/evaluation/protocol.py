@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from math import exp
 from time import perf_counter
 from typing import Literal, get_args
 
@@ -17,13 +16,12 @@ from torch import Tensor
 from mac_core.engine.offline import Advance
 from mac_core.engine.ports import AnsweringModel
 from mac_core.engine.selecting import Selecting
-from mac_core.engine.sources import find_sources
+from mac_core.engine.sources import sources_of
 from mac_core.evaluation.answer_log import AnswerLog
 from mac_core.evaluation.dataset import SquadQuestion
 from mac_core.evaluation.learned import DOCUMENT_KEY
 from mac_core.evaluation.results import RECALL_DEPTHS, Prediction
-from mac_core.memory.bank import BankEntry, BankView, MemoryBank, Selected
-from mac_core.networks.model import AnswerRequest, Generated
+from mac_core.memory.bank import BankEntry, BankView, MemoryBank
 from mac_core.types import Mode, Question
 
 EvaluationMode = Literal["none", "text", "memory", "hybrid", "oracle", "oracle-text"]
@@ -83,7 +81,7 @@ class Asker:
         requests = selecting.requests(reading, selected)
         generated = self.model.answer(requests)
         answers = [
-            _spell(request, chosen, made)
+            sources_of(request, chosen, made)[0]
             for request, chosen, made in zip(requests, selected, generated, strict=True)
         ]
         seconds = (perf_counter() - started) / len(questions)
@@ -137,13 +135,6 @@ class Asker:
             mode="bm25" if way == "bm25" else "fused",
         )
         return [[chosen.entry for chosen in row] for row in selected]
-
-
-def _spell(request: AnswerRequest, selected: Sequence[Selected], generated: Generated) -> str:
-    """The answer as the document that carried it spells it, as the engine returns it."""
-    used = selected[: len(request.modulations) or len(request.texts)]
-    masses = generated.document_mass or [exp(chosen.log_prior) for chosen in used]
-    return find_sources(generated.text, [chosen.entry for chosen in used], masses)[0]
 
 
 def _rank(document_id: str, entries: Sequence[BankEntry]) -> int | None:
