@@ -21,18 +21,21 @@ class AmortizationConfig:
     """Document -> modulation.
 
     `t5`: the paper's T5 encoder-decoder over learned tokens; `layerwise`: a bidirectional encoder
-    of the base LM's depth whose hidden states of every layer are the modulation.
+    of the base LM's depth whose hidden states of every layer are the modulation; `latent`: the
+    states after the encoder's first `depth` layers, one slot per token.
     """
 
-    kind: Literal["t5", "layerwise"]
+    kind: Literal["t5", "layerwise", "latent"]
     num_virtual_tokens: int
-    d_modulation: int  # t5: the base LM's width; layerwise: layers * width
+    d_modulation: int  # t5, latent: the base LM's width; layerwise: layers * width
     max_tokens: int  # tokens of a chunk, special tokens included
     chunk_overlap_tokens: int = 32
     pool: int = 1  # layerwise: neighbouring positions averaged into one slot
+    depth: int = 1  # latent: encoder layers below the modulation
 
     def __post_init__(self) -> None:
         _check_positive(self, "num_virtual_tokens", "d_modulation", "max_tokens", "pool")
+        _check_positive(self, "depth")
         if not 0 <= self.chunk_overlap_tokens < self.max_tokens // 2:
             raise ValueError(
                 f"chunk_overlap_tokens={self.chunk_overlap_tokens} is not in "
@@ -44,17 +47,18 @@ class AmortizationConfig:
 class AggregationConfig:
     """Question + bank -> target modulation.
 
-    `attend`: the paper's cross-attention; `select`: keep the best-scoring slots.
+    `attend`: the paper's cross-attention; `select`: keep the best-scoring slots; `refine`: run
+    question and slots through the encoder's upper layers, then keep the best-scoring slots.
     """
 
-    kind: Literal["attend", "select"]
+    kind: Literal["attend", "select", "refine"]
     d_modulation: int
     d_question: int  # width of the question encoder's states
     # attend over more than `max_group` documents: level by level as the paper, or all at once and
     # exactly, `max_group` documents in memory at a time; select is exact either way.
     reading: Literal["hierarchical", "flat"] = "hierarchical"
     max_group: int = 16  # documents aggregated at once (M)
-    num_blocks: int = 4
+    num_blocks: int = 4  # refine: the encoder's layers above the modulation
     num_heads: int = 8
     head_dim: int = 96
     d_feedforward: int = 2048
@@ -73,11 +77,12 @@ class PrefixConfig:
 
     `paper`: the whole modulation gives `num_prefix_tokens` positions per layer; `wide`: every
     virtual token is a position of every layer; `layerwise`: a slot's part for layer l goes through
-    the base LM's own key and value projections of layer l.
+    the base LM's own key and value projections of layer l; `latent`: the best
+    `num_prefix_tokens` slots, each through the projections of every layer.
     """
 
-    kind: Literal["paper", "wide", "layerwise"]
-    num_prefix_tokens: int = 2  # paper only; wide and layerwise: one per virtual token
+    kind: Literal["paper", "wide", "layerwise", "latent"]
+    num_prefix_tokens: int = 2  # paper and latent; wide and layerwise: one per virtual token
 
     def __post_init__(self) -> None:
         _check_positive(self, "num_prefix_tokens")
@@ -125,6 +130,9 @@ class ModelConfig:
     pointer: PointerConfig | None = None
     max_question_tokens: int = 64
     max_text_tokens: int = 320  # document text in the prompt, modes text and hybrid
+    # bidirectional: the prompt's tokens see each other both ways, as in a prefix LM (Raffel et al.
+    # 2020, arXiv 1910.10683, section 3.2.1); the answer is causal either way.
+    prompt_attention: Literal["causal", "bidirectional"] = "causal"
 
     def __post_init__(self) -> None:
         if self.aggregation.d_modulation != self.amortization.d_modulation:
@@ -132,9 +140,15 @@ class ModelConfig:
                 f"aggregation.d_modulation={self.aggregation.d_modulation} differs from "
                 f"amortization.d_modulation={self.amortization.d_modulation}"
             )
-        if (self.prefix.kind == "layerwise") != (self.amortization.kind == "layerwise"):
+        for kind in ("layerwise", "latent"):
+            if (self.prefix.kind == kind) != (self.amortization.kind == kind):
+                raise ValueError(
+                    f"prefix.kind={self.prefix.kind!r} does not go with "
+                    f"amortization.kind={self.amortization.kind!r}"
+                )
+        if (self.aggregation.kind == "refine") != (self.amortization.kind == "latent"):
             raise ValueError(
-                f"prefix.kind={self.prefix.kind!r} does not go with "
+                f"aggregation.kind={self.aggregation.kind!r} does not go with "
                 f"amortization.kind={self.amortization.kind!r}"
             )
 

@@ -26,6 +26,7 @@ from mac_core.config import (
 from mac_core.networks.base_lm import BaseLM
 from mac_core.networks.build import build_model, model_states
 from mac_core.networks.checkpoint import save_bundle
+from mac_core.networks.latent import LatentAmortization
 from mac_core.networks.model import MacModel
 from mac_core.training.warm_start import plain_config
 
@@ -83,8 +84,39 @@ def tiny_base_lm(kind: LMKind, *, seed: int = 0) -> BaseLM:
 
 
 def tiny_bert_model(*, seed: int = 0, **changes: Any) -> MacModel:
-    """The bundled model's architecture: all parts layer-wise, `select`, and a pointer head."""
+    """A layer-wise model around BERT as a decoder: `select` and a pointer head."""
     return tiny_layerwise_model("bert", seed=seed, **changes)
+
+
+def tiny_latent_model(
+    *,
+    seed: int = 0,
+    num_virtual_tokens: int = 160,
+    num_prefix_tokens: int = 8,
+    max_group: int = 4,
+    pointer: PointerConfig | None = PointerConfig(d_pointer=16),  # noqa: B008  frozen
+) -> MacModel:
+    """The bundled model's architecture: latents, `refine`, a pointer, a prompt read both ways."""
+    config = ModelConfig(
+        name="tiny-latent",
+        amortization=AmortizationConfig(
+            kind="latent",
+            num_virtual_tokens=num_virtual_tokens,
+            d_modulation=WIDTH,
+            max_tokens=MAX_TOKENS,
+            chunk_overlap_tokens=16,
+            depth=1,
+        ),
+        aggregation=AggregationConfig(
+            kind="refine", d_modulation=WIDTH, d_question=WIDTH, max_group=max_group, num_blocks=1
+        ),
+        prefix=PrefixConfig(kind="latent", num_prefix_tokens=num_prefix_tokens),
+        pointer=pointer,
+        selection=SelectionConfig(d_key=WIDTH),
+        max_question_tokens=128,
+        prompt_attention="bidirectional",
+    )
+    return _build(config, "bert", base_lm_config("bert", is_decoder=False), seed=seed)
 
 
 def tiny_layerwise_model(
@@ -162,7 +194,7 @@ def save_tiny_bundle(path: Path, model: MacModel, **changes: Any) -> Path:
         "name": model.config.name,
         "config": model.config,
         "base_lm_config": plain_config(model.base_lm.model.config),
-        "encoder_config": T5_CONFIG if is_t5 else plain_config(model.amortization.encoder.config),
+        "encoder_config": T5_CONFIG if is_t5 else _encoder_config(model.amortization),
         "base_lm_state": base_lm_state,
         "amortization_state": amortization_state,
         "tokenizer_json": model.tokenizer.json,
@@ -171,6 +203,12 @@ def save_tiny_bundle(path: Path, model: MacModel, **changes: Any) -> Path:
     }
     save_bundle(path, **(written | changes))
     return path
+
+
+def _encoder_config(amortization: Any) -> dict[str, Any]:
+    if isinstance(amortization, LatentAmortization):
+        return amortization.encoder_config
+    return plain_config(amortization.encoder.config)
 
 
 def base_lm_config(kind: LMKind, *, is_decoder: bool = True) -> dict[str, Any]:

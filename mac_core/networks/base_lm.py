@@ -6,6 +6,7 @@ the bare LM exactly. Key/value projections per layer are exposed for layer-wise 
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -29,6 +30,9 @@ class BaseLM(nn.Module):
         super().__init__()
         self.model = model
         config: Any = model.config
+        takes = inspect.signature(model.base_model.forward).parameters  # type: ignore[union-attr]
+        # transformers 5 renames the argument architecture by architecture.
+        self._cache_name = "cache" if "cache" in takes else "past_key_values"
         self.num_layers: int = config.num_hidden_layers
         self.num_heads: int = config.num_attention_heads
         self.num_kv_heads: int = getattr(config, "num_key_value_heads", None) or self.num_heads
@@ -87,8 +91,8 @@ class BaseLM(nn.Module):
             input_ids=ids,
             position_ids=positions,
             attention_mask=attention_bias,
-            past_key_values=cache,
             use_cache=True,
+            **{self._cache_name: cache},
         )
         return output.last_hidden_state  # type: ignore[no-any-return]
 
@@ -138,7 +142,11 @@ class BaseLM(nn.Module):
 
 
 def attention_bias(
-    *, cached_bias: Tensor, token_mask: Tensor, dtype: torch.dtype = torch.float32
+    *,
+    cached_bias: Tensor,
+    token_mask: Tensor,
+    open_mask: Tensor | None = None,
+    dtype: torch.dtype = torch.float32,
 ) -> Tensor:
     """Additive attention bias for new tokens after cached positions, causal among themselves.
 
@@ -146,6 +154,7 @@ def attention_bias(
         cached_bias: `(batch, cached)`, what every new token adds for each cached position;
             -inf masks it.
         token_mask: `(batch, tokens)`, bool, True where a new token is real.
+        open_mask: `(batch, tokens)`, bool: new tokens that earlier ones see too; None: none.
 
     Returns:
         `(batch, 1, tokens, cached + tokens)`. No row is masked entirely: padding attends itself.
@@ -153,7 +162,8 @@ def attention_bias(
     batch, tokens = token_mask.shape
     device = token_mask.device
     causal = torch.ones(tokens, tokens, dtype=torch.bool, device=device).tril()
-    visible = causal & token_mask[:, None, :]  # (batch, tokens, tokens)
+    seen = causal if open_mask is None else causal | open_mask[:, None, :]
+    visible = seen & token_mask[:, None, :]  # (batch, tokens, tokens)
     visible = visible | torch.eye(tokens, dtype=torch.bool, device=device)
     lowest = torch.finfo(dtype).min
     own = torch.zeros(visible.shape, dtype=dtype, device=device).masked_fill(~visible, lowest)

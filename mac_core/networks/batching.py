@@ -6,11 +6,13 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
 from mac_core.networks.aggregation import AggregationKeys, AggregationNetwork
+from mac_core.networks.layout import Layout, pad_rows
 from mac_core.networks.pointer import PointerMemory
-from mac_core.networks.values import BankSlice
+from mac_core.networks.values import BankSlice, Origin
 from mac_core.types import Modulation
 
 Chosen = tuple[Modulation, ...]
@@ -25,10 +27,14 @@ def bank_slice(
     *,
     network: AggregationNetwork,
     device: torch.device,
+    layout: Layout | None = None,
 ) -> tuple[BankSlice, AggregationKeys]:
     """The bank as each row of a batch sees it; at least one row has a document.
 
     Rows that read the very same documents share one copy: the leading axis is then 1.
+
+    Args:
+        layout: of documents whose slots are their framed tokens; None: slots have no origin.
     """
     shared = all(_same(row, rows[0]) for row in rows)
     distinct = rows[:1] if shared else rows
@@ -43,14 +49,42 @@ def bank_slice(
     keys = _keys([key for row in cached[: len(distinct)] for key in row], slots, mask, network)
     place = _places(distinct, documents).to(device)  # (rows, documents), into flat; -1: none
     index: Tensor = place.clamp_min(0)
+    origin = None
+    if layout is not None:
+        framed = [layout.document(m.token_ids.tolist()) for m in flat]
+        ids, _ = pad_rows(framed, pad_id=layout.pad_id, device=device)
+        content = torch.tensor([len(m.token_ids) for m in flat], device=device)
+        origin = slot_origin(ids, content, head=len(layout.document_head))[index]
+        numbers = torch.arange(documents, device=device)[None, :, None]
+        origin[..., Origin.DOCUMENT] = numbers
     return (
         BankSlice(
             slots=slots[index],
             mask=mask[index] & (place >= 0)[..., None],
             log_prior=prior.to(device),
+            origin=origin,
         ),
         keys.select(index),
     )
+
+
+def slot_origin(ids: Tensor, num_content: Tensor, *, head: int) -> Tensor:
+    """Where the slots of framed documents come from: `(documents, tokens, 4)`, see `Origin`.
+
+    Args:
+        ids: `(documents, tokens)`, framed and right-padded.
+        num_content: `(documents,)`, tokens that are not framing.
+        head: framing tokens before the content.
+    """
+    places = torch.arange(ids.shape[1], device=ids.device) - head
+    is_content = (places >= 0) & (places < num_content[:, None])
+    columns = {
+        Origin.DOCUMENT: torch.zeros_like(ids),
+        Origin.POSITION: torch.where(is_content, places, -1),
+        Origin.BEFORE: F.pad(ids, (1, 0))[:, :-1],
+        Origin.TOKEN: ids,
+    }
+    return torch.stack([columns[column] for column in Origin], dim=-1)
 
 
 def pointer_memory(
@@ -69,19 +103,25 @@ def pointer_memory(
         return None
     no_keys, no_ids, no_prior = torch.empty(0, widths.pop()), _NO_IDS, torch.empty(0)
     keys, ids, priors = list[Tensor](), list[Tensor](), list[Tensor]()
+    places = list[Tensor]()
     for row, values in zip(rows, log_prior, strict=True):
         pointed = [
-            (m.pointer_keys, m.token_ids, torch.full(m.token_ids.shape, prior))
-            for m, prior in zip(row[:max_documents], values[:max_documents], strict=True)
+            (m.pointer_keys, m.token_ids, prior, place)
+            for place, (m, prior) in enumerate(
+                zip(row[:max_documents], values[:max_documents], strict=True)
+            )
             if m.pointer_keys is not None
         ]
-        keys.append(torch.cat([no_keys, *(key for key, _, _ in pointed)]))
-        ids.append(torch.cat([no_ids, *(tokens for _, tokens, _ in pointed)]))
-        priors.append(torch.cat([no_prior, *(prior for _, _, prior in pointed)]))
+        keys.append(torch.cat([no_keys, *(key for key, _, _, _ in pointed)]))
+        ids.append(torch.cat([no_ids, *(tokens for _, tokens, _, _ in pointed)]))
+        full = [(tokens.shape, prior, place) for _, tokens, prior, place in pointed]
+        priors.append(torch.cat([no_prior, *(torch.full(n, prior) for n, prior, _ in full)]))
+        places.append(torch.cat([no_ids, *(torch.full(n, place) for n, _, place in full)]))
     return PointerMemory(
         keys=pad_sequence(keys, batch_first=True).to(device),
         token_ids=pad_sequence(ids, batch_first=True).to(device),
         log_prior=pad_sequence(priors, batch_first=True, padding_value=-torch.inf).to(device),
+        document=pad_sequence(places, batch_first=True).to(device),
     )
 
 

@@ -17,10 +17,12 @@ from mac_core.networks.amortization import T5Reader
 from mac_core.networks.base_lm import BaseLM
 from mac_core.networks.checkpoint import BundleContents, load_strictly, read_bundle
 from mac_core.networks.interfaces import AmortizationNetwork, PrefixNetwork
+from mac_core.networks.latent import LatentAmortization, LatentPrefix
 from mac_core.networks.layerwise import LayerwiseAmortization, LayerwisePrefix
 from mac_core.networks.model import MacModel
 from mac_core.networks.pointer import PointerHead
 from mac_core.networks.prefix import PaperPrefix, WidePrefix
+from mac_core.networks.refine import RefineAggregation
 from mac_core.networks.select import SelectAggregation
 from mac_core.tokenization import Tokenizer
 from mac_core.types import Fingerprint
@@ -60,7 +62,7 @@ def build_model(
         fingerprint=fingerprint,
         base_lm=base_lm,
         amortization=amortization,
-        aggregation=_aggregation(config),
+        aggregation=_aggregation(config, encoder_config),
         prefix=_prefix(config, base_lm),
         pointer=pointer,
     )
@@ -127,10 +129,18 @@ def _amortization(config: ModelConfig, encoder_config: Mapping[str, Any]) -> Amo
         return LayerwiseAmortization.from_config(
             dict(encoder_config), pool=config.amortization.pool
         )
+    if config.amortization.kind == "latent":
+        return LatentAmortization(encoder_config, depth=config.amortization.depth)
     return T5Reader(config.amortization, encoder_config, d_key=config.selection.d_key)
 
 
-def _aggregation(config: ModelConfig) -> AggregationNetwork:
+def _aggregation(config: ModelConfig, encoder_config: Mapping[str, Any]) -> AggregationNetwork:
+    if config.aggregation.kind == "refine":
+        return RefineAggregation(
+            config.aggregation,
+            encoder_config,
+            num_virtual_tokens=config.amortization.num_virtual_tokens,
+        )
     if config.aggregation.kind == "select":
         return SelectAggregation(
             config.aggregation, num_virtual_tokens=config.amortization.num_virtual_tokens
@@ -141,6 +151,8 @@ def _aggregation(config: ModelConfig) -> AggregationNetwork:
 def _prefix(config: ModelConfig, base_lm: BaseLM) -> PrefixNetwork:
     if config.prefix.kind == "layerwise":
         return LayerwisePrefix(base_lm)
+    if config.prefix.kind == "latent":
+        return LatentPrefix(base_lm, num_prefix_tokens=config.prefix.num_prefix_tokens)
     shape = {
         "d_modulation": config.amortization.d_modulation,
         "num_layers": base_lm.num_layers,
@@ -174,6 +186,20 @@ def _check_widths(config: ModelConfig, *, base_lm: BaseLM, encoder: Any) -> None
                 config.amortization.d_modulation,
                 base_lm.num_layers * base_lm.d_model,
             ),
+            "aggregation.d_question": (config.aggregation.d_question, encoder.hidden_size),
+            "selection.d_key": (config.selection.d_key, encoder.hidden_size),
+        }
+    if config.amortization.kind == "latent":
+        if encoder.model_type != "bert":
+            raise CheckpointError(f"a {encoder.model_type} encoder cannot be split, only bert can")
+        if config.amortization.depth >= encoder.num_hidden_layers:
+            raise CheckpointError(
+                f"amortization.depth is {config.amortization.depth}, "
+                f"the encoder has {encoder.num_hidden_layers} layers"
+            )
+        wanted = {
+            "encoder hidden_size": (encoder.hidden_size, base_lm.d_model),
+            "amortization.d_modulation": (config.amortization.d_modulation, base_lm.d_model),
             "aggregation.d_question": (config.aggregation.d_question, encoder.hidden_size),
             "selection.d_key": (config.selection.d_key, encoder.hidden_size),
         }

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mac_core.networks.base_lm import BaseLM
 from mac_core.networks.pointer import PointerHead, PointerMemory
-from mac_core.networks.reading import Context, read
+from mac_core.networks.reading import Context, read_next
 
 ShouldStop = Callable[[int], bool]
 
@@ -73,7 +73,7 @@ def generate(
     ]
     active = list(rows)
     while active:
-        probabilities, attention = _step(base_lm, pointer, memory, hidden, last_ids)
+        probabilities, attention = _step(base_lm, pointer, memory, hidden, last_ids, end_id)
         going = [
             _advance(row, probabilities[i], None if attention is None else attention[i], end_id)
             for i, row in enumerate(active)
@@ -90,8 +90,7 @@ def generate(
             context.keep(keep)
             memory = None if memory is None else memory.rows(keep)
         last_ids = torch.tensor([row.token_ids[-1] for row in active], device=hidden.device)
-        mask = torch.ones(len(active), 1, dtype=torch.bool, device=hidden.device)
-        hidden = read(base_lm, context, last_ids[:, None], mask)
+        hidden = read_next(base_lm, context, last_ids)
     return rows
 
 
@@ -112,13 +111,14 @@ def _step(
     memory: PointerMemory | None,
     hidden: Tensor,
     last_ids: Tensor,
+    end_id: int,
 ) -> tuple[Tensor, Tensor | None]:
     """Next-token probabilities `(batch, vocabulary)` and, with a pointer, its attention."""
     scores = base_lm.logits(hidden)[:, 0]
     if pointer is None or memory is None:
         return torch.softmax(scores.float(), dim=-1), None
     last = base_lm.input_embeddings(last_ids)[:, None]
-    mixed = pointer.mix(scores, hidden, last, memory)
+    mixed = pointer.mix(scores, hidden, last, memory, end_id=end_id)
     return mixed.probabilities, mixed.attention
 
 

@@ -182,6 +182,9 @@ def _aggregate_fold(
         mask=(target.log_bias > -torch.inf).reshape(batch, groups, -1),
         log_prior=_group_prior(bank).reshape(batch, groups),
         log_bias=target.log_bias.reshape(batch, groups, -1),
+        origin=None
+        if target.origin is None
+        else target.origin.reshape(batch, groups, *target.origin.shape[1:]),
     )
     return results, target.document_mass.reshape(batch, documents)
 
@@ -202,6 +205,7 @@ def _map(keyed: KeyedBank, function: Callable[[Tensor], Tensor]) -> KeyedBank:
         mask=function(bank.mask),
         log_prior=function(bank.log_prior),
         log_bias=None if bank.log_bias is None else function(bank.log_bias),
+        origin=None if bank.origin is None else function(bank.origin),
     )
     return mapped, keys.map(function)
 
@@ -243,11 +247,13 @@ def _map_question(
 def _join(banks: Sequence[BankSlice], *, dim: int) -> BankSlice:
     """Concatenate banks that have the same fields along rows (0) or documents (1)."""
     biases = [bank.log_bias for bank in banks if bank.log_bias is not None]
+    origins = [bank.origin for bank in banks if bank.origin is not None]
     return BankSlice(
         slots=torch.cat([bank.slots for bank in banks], dim),
         mask=torch.cat([bank.mask for bank in banks], dim),
         log_prior=torch.cat([bank.log_prior for bank in banks], dim),
         log_bias=torch.cat(biases, dim) if biases else None,
+        origin=torch.cat(origins, dim) if origins else None,
     )
 
 

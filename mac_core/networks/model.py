@@ -20,9 +20,16 @@ from mac_core.networks.generation import Row, Sampling, ShouldStop, generate
 from mac_core.networks.hierarchy import aggregate_bank
 from mac_core.networks.interfaces import AmortizationNetwork, PrefixNetwork
 from mac_core.networks.layout import Layout, pad_rows
-from mac_core.networks.pointer import PointerHead, PointerMemory
-from mac_core.networks.reading import TextState, read, read_text, start
-from mac_core.networks.values import DocumentEncoding, Prefix, QuestionEncoding
+from mac_core.networks.pointer import PointerHead, PointerMemory, shifted
+from mac_core.networks.prompt import Ids, Prompt, make_prompt
+from mac_core.networks.reading import read_prompt, start
+from mac_core.networks.values import (
+    DocumentEncoding,
+    Origin,
+    Prefix,
+    QuestionEncoding,
+    TargetModulation,
+)
 from mac_core.tokenization import Tokenizer
 from mac_core.types import Fingerprint, Modulation
 
@@ -100,6 +107,11 @@ class MacModel(nn.Module):
         return self.base_lm.input_embeddings.weight.device
 
     @property
+    def points_at_slots(self) -> bool:
+        """Whether slots are tokens, read by the pointer as aggregation leaves them."""
+        return self.config.amortization.kind == "latent"
+
+    @property
     def _max_pointed(self) -> int:
         return 0 if self.config.pointer is None else self.config.pointer.max_documents
 
@@ -133,8 +145,9 @@ class MacModel(nn.Module):
         ids, mask = pad_rows(rows, pad_id=self.layout.pad_id, device=self.device)
         encoded = self.encode_documents(ids, mask)
         keys = None
-        if self.pointer is not None:
-            keys = self.pointer.document_keys(encoded.states, self.base_lm.input_embeddings(ids))
+        if self.pointer is not None and not self.points_at_slots:
+            own = self.base_lm.input_embeddings(ids)
+            keys = self.pointer.document_keys(encoded.states, shifted(own), own)
         head = len(self.layout.document_head)
         modulations = []
         for row, (token_ids, offsets) in enumerate(encodings):
@@ -180,15 +193,16 @@ class MacModel(nn.Module):
         if not requests:
             return []
         clock = _Clock(observe)
-        ids, mask = self._question_rows([request.question for request in requests])
-        prefix, masses = self._aggregate(requests, ids, mask)
+        question = self._question_rows([request.question for request in requests])
+        target = self._aggregate(requests, *question)
+        prefix = None if target is None else self._prefix(requests, target)
         clock.lap("aggregate")
-        text = self._read_texts(requests)
-        memory = self._pointer_memory(requests, text)
-        context = start(self.base_lm, batch=len(requests), prefix=prefix, text=text, like=ids)
-        hidden = read(self.base_lm, context, ids, mask)
-        last = mask.sum(1) - 1  # (batch,)
-        every = torch.arange(len(requests), device=ids.device)
+        prompt = self._prompt(requests, question)
+        context = start(self.base_lm, batch=len(requests), prefix=prefix)
+        hidden = read_prompt(self.base_lm, context, prompt)
+        memory = self._memory(requests, target, prompt, hidden)
+        last = prompt.lengths - 1  # (batch,)
+        every = torch.arange(len(requests), device=last.device)
         clock.lap("prefill")
         rows = generate(
             self.base_lm,
@@ -196,7 +210,7 @@ class MacModel(nn.Module):
             context=context,
             memory=memory,
             hidden=hidden[every, last][:, None],
-            last_ids=ids[every, last],
+            last_ids=prompt.ids[every, last],
             samplings=[
                 Sampling(
                     max_new_tokens=request.max_new_tokens,
@@ -209,16 +223,15 @@ class MacModel(nn.Module):
             should_stop=should_stop,
         )
         clock.lap("decode")
-        num_text = [0] * len(requests) if text is None else text.mask.sum(1).tolist()
+        masses = [()] * len(rows) if target is None else target.document_mass.float().tolist()
+        num_prompt = prompt.lengths.tolist()
         return [
             Generated(
                 text=self.tokenizer.decode(row.token_ids),
                 token_ids=tuple(row.token_ids),
                 confidence=sum(row.probabilities) / max(1, len(row.probabilities)),
-                document_mass=_document_mass(
-                    request, row, masses[row.index], max_documents=self._max_pointed
-                ),
-                num_prompt_tokens=int(mask[row.index].sum()) + int(num_text[row.index]),
+                document_mass=_document_mass(request, row, masses[row.index], memory),
+                num_prompt_tokens=num_prompt[row.index],
                 num_prefix_tokens=self._num_prefix_tokens(prefix, row.index),
                 num_completion_tokens=len(row.token_ids),
             )
@@ -232,10 +245,10 @@ class MacModel(nn.Module):
 
     def _aggregate(
         self, requests: Sequence[AnswerRequest], ids: Tensor, mask: Tensor
-    ) -> tuple[Prefix | None, list[list[float]]]:
-        """The prefix of the batch, and the aggregation's mass by row and document."""
+    ) -> TargetModulation | None:
+        """The target modulation of each row; None where no row has documents."""
         if not any(request.modulations for request in requests):
-            return None, [[] for _ in requests]
+            return None
         question = self.encode_question_ids(ids, mask)
         bank, keys = bank_slice(
             [request.modulations for request in requests],
@@ -243,29 +256,34 @@ class MacModel(nn.Module):
             [request.log_prior for request in requests],
             network=self.aggregation,
             device=self.device,
+            layout=self.layout if self.points_at_slots else None,
         )
-        target = aggregate_bank(
+        return aggregate_bank(
             self.aggregation, question, bank, keys, config=self.config.aggregation
         )
-        alone = [len(request.modulations) == 1 for request in requests]
-        # A document alone is weighed against nothing: training reads it so (`step.aggregate`).
-        target = target.unweighed(torch.tensor(alone, device=self.device))
-        prefix = self.prefix(target)
+
+    def _prefix(self, requests: Sequence[AnswerRequest], target: TargetModulation) -> Prefix:
+        if not self.points_at_slots:
+            alone = [len(request.modulations) == 1 for request in requests]
+            # A document alone is weighed against nothing: training reads it so (`step.aggregate`).
+            target = target.unweighed(torch.tensor(alone, device=self.device))
+        prefix: Prefix = self.prefix(target)
         empty = [not request.modulations for request in requests]
         if any(empty):  # a row without documents is the bare LM
-            blank = torch.tensor(empty, device=self.device)[:, None]
-            prefix = prefix.masked(blank)
-        return prefix, target.document_mass.float().tolist()
+            prefix = prefix.masked(torch.tensor(empty, device=self.device)[:, None])
+        return prefix
 
-    def _read_texts(self, requests: Sequence[AnswerRequest]) -> TextState | None:
-        if not any(request.texts for request in requests):
-            return None
-        distinct = list(dict.fromkeys(request.texts for request in requests))  # each read once
-        rows = [self._prompt_text(texts) for texts in distinct]
-        ids, mask = pad_rows(rows, pad_id=self.layout.pad_id, device=self.device)
-        place = {texts: index for index, texts in enumerate(distinct)}
-        index = torch.tensor([place[request.texts] for request in requests], device=self.device)
-        return read_text(self.base_lm, ids, mask).rows(index)
+    def _prompt(self, requests: Sequence[AnswerRequest], question: Ids) -> Prompt:
+        text: Ids | None = None
+        if any(request.texts for request in requests):
+            rows = [self._prompt_text(request.texts) for request in requests]
+            text = pad_rows(rows, pad_id=self.layout.pad_id, device=self.device)
+        return make_prompt(
+            question,
+            text,
+            attention=self.config.prompt_attention,
+            text_position=self.config.max_question_tokens,
+        )
 
     def _prompt_text(self, texts: Sequence[str]) -> list[int]:
         """Framed ids of as many whole texts as fit; the first is cut rather than left out."""
@@ -277,56 +295,91 @@ class MacModel(nn.Module):
             row += framed[:budget]
         return row
 
-    def _pointer_memory(
-        self, requests: Sequence[AnswerRequest], text: TextState | None
+    def _memory(
+        self,
+        requests: Sequence[AnswerRequest],
+        target: TargetModulation | None,
+        prompt: Prompt,
+        hidden: Tensor,
     ) -> PointerMemory | None:
+        """What the batch may copy: of the documents, and of the prompt's text."""
         if self.pointer is None:
             return None
-        memory = pointer_memory(
-            [request.modulations for request in requests],
-            [request.log_prior for request in requests],
-            max_documents=self._max_pointed,
-            device=self.device,
-        )
-        if text is None:
+        memory: PointerMemory | None
+        if not self.points_at_slots:
+            memory = pointer_memory(
+                [request.modulations for request in requests],
+                [request.log_prior for request in requests],
+                max_documents=self._max_pointed,
+                device=self.device,
+            )
+        else:
+            memory = None if target is None else slot_memory(self, target)
+        if not prompt.has_text:
             return memory
-        copied = text_memory(self, text, [request.log_prior[:1] for request in requests])
+        copied = text_memory(self, prompt, hidden)
         return copied if memory is None else memory.beside(copied)
 
     def _num_prefix_tokens(self, prefix: Prefix | None, row: int) -> int:
         return 0 if prefix is None else int((~torch.isneginf(prefix.log_bias[row])).sum())
 
 
-def text_memory(
-    model: MacModel, text: TextState, log_prior: Sequence[Sequence[float]]
-) -> PointerMemory:
-    """Pointer keys of the prompt's document text, under its document's log-prior, 0 if none."""
+def text_memory(model: MacModel, prompt: Prompt, hidden: Tensor) -> PointerMemory:
+    """Pointer keys of the prompt's document text, which is the row's first document's.
+
+    Args:
+        hidden: `(batch, tokens, d_model)`, at least as long as the prompt.
+    """
     if model.pointer is None:
         raise ValueError("this bundle has no pointer head")
-    prior = torch.tensor([row[0] if row else 0.0 for row in log_prior], device=text.ids.device)
-    masked = prior[:, None].expand(text.ids.shape).masked_fill(~text.mask, -torch.inf)
+    own = model.base_lm.input_embeddings(prompt.ids)
+    prior = torch.zeros(prompt.ids.shape, device=prompt.ids.device)
+    marks = torch.tensor(
+        [*model.layout.document_head, *model.layout.document_tail], device=prompt.ids.device
+    )
+    blank = ~prompt.is_text | torch.isin(prompt.ids, marks)
     return PointerMemory(
-        keys=model.pointer.text_keys(text.hidden, model.base_lm.input_embeddings(text.ids)),
-        token_ids=text.ids,
-        log_prior=masked,
+        keys=model.pointer.text_keys(hidden[:, : own.shape[1]], shifted(own), own),
+        token_ids=prompt.ids,
+        log_prior=prior.masked_fill(blank, -torch.inf),
+        document=torch.zeros_like(prompt.ids),
+    )
+
+
+def slot_memory(model: MacModel, target: TargetModulation) -> PointerMemory:
+    """Pointer keys of the tokens that aggregation kept, under their documents' mass."""
+    if model.pointer is None or target.origin is None:
+        raise ValueError("this bundle's pointer does not read slots")
+    origin = target.origin
+    document = origin[..., Origin.DOCUMENT]
+    mass = target.document_mass.clamp_min(torch.finfo(torch.float32).tiny).log()
+    blank = torch.isneginf(target.log_bias) | (origin[..., Origin.POSITION] < 0)
+    token_ids = origin[..., Origin.TOKEN]
+    embed = model.base_lm.input_embeddings
+    return PointerMemory(
+        keys=model.pointer.document_keys(
+            target.slots, embed(origin[..., Origin.BEFORE]), embed(token_ids)
+        ),
+        token_ids=token_ids,
+        log_prior=mass.gather(1, document).masked_fill(blank, -torch.inf),
+        document=document,
     )
 
 
 def _document_mass(
-    request: AnswerRequest, row: Row, mass: list[float], *, max_documents: int
+    request: AnswerRequest, row: Row, mass: Sequence[float], memory: PointerMemory | None
 ) -> tuple[float, ...]:
     """Attention mass by modulation: the pointer's where it copied, else the aggregation's."""
-    if not request.modulations:
+    count = len(request.modulations)
+    if not count:
         return ()
-    if row.copied is None:
-        return tuple(mass[: len(request.modulations)])
-    pointed = request.modulations[:max_documents]
-    lengths = [len(modulation.token_ids) for modulation in pointed]
-    parts = [float(part.sum()) for part in torch.split(row.copied[: sum(lengths)], lengths)]
-    parts[0] += float(row.copied[sum(lengths) :].sum())  # the prompt's text is the first document's
-    parts += [0.0] * (len(request.modulations) - len(parts))
-    total = sum(parts)
-    return tuple(part / total for part in parts) if total > 0 else tuple(mass[: len(parts)])
+    if row.copied is None or memory is None:
+        return tuple(mass[:count])
+    copied = torch.zeros(count, device=row.copied.device)
+    place = memory.document[row.index].clamp_max(count - 1)
+    copied = copied.scatter_add(0, place, row.copied.float())
+    total = float(copied.sum())
+    return tuple((copied / total).tolist()) if total > 0 else tuple(mass[:count])
 
 
 class _Clock:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from enum import IntEnum
 
 import torch
 from torch import Tensor
@@ -40,6 +41,16 @@ class BankSlice:
     # Above the first level: what the slots' attention scores gain, (batch | 1, documents,
     # virtual_tokens); None at the first.
     log_bias: Tensor | None = None
+    origin: Tensor | None = None  # (batch | 1, documents, virtual_tokens, 4), see `Origin`
+
+
+class Origin(IntEnum):
+    """Columns that say where a slot comes from, for slots that are tokens; all int64."""
+
+    DOCUMENT = 0  # place of its document in the row
+    POSITION = 1  # of its token in the document; -1: a framing token, which nothing copies
+    BEFORE = 2  # id of the token before it
+    TOKEN = 3  # its own id
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,6 +60,7 @@ class TargetModulation:
     slots: Tensor  # (batch, virtual_tokens, d_modulation)
     log_bias: Tensor  # (batch, virtual_tokens), added to attention scores; -inf: no slot here
     document_mass: Tensor  # (batch, documents), attention mass by document, rows sum to 1
+    origin: Tensor | None = None  # (batch, virtual_tokens, 4), see `Origin`
 
     def unweighed(self, rows: Tensor) -> TargetModulation:
         """The same with every slot counting alike in the rows of bool `(batch,)`."""

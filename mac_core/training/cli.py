@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from mac_core.training.options import MiniOptions
+from mac_core.training.options import SOURCES, MiniOptions
 
 if TYPE_CHECKING:
     from mac_core.training.calibration import Calibration
@@ -34,7 +34,7 @@ def mini(
     device: Annotated[str, typer.Option(help="Torch device.")] = "cpu",
     num_threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 2,
     num_paragraphs: Annotated[int, typer.Option(min=4, help="Paragraphs a step.")] = 16,
-    sources: Annotated[str, typer.Option(help="Corpora by comma.")] = "squad",
+    sources: Annotated[str, typer.Option(help="Corpora by comma.")] = ",".join(SOURCES),
     dtype: Annotated[str, typer.Option(help="Of the bundle: int8, bfloat16, float32.")] = "int8",
     calibration_questions: Annotated[int, typer.Option(min=10)] = 300,
 ) -> None:

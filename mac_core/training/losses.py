@@ -13,6 +13,10 @@ from mac_core.networks.base_lm import BaseLM
 from mac_core.networks.pointer import PointerHead, PointerMemory
 
 STEPS_ROUND = 32  # few different shapes of the largest matrix product
+# An answer's start has to be found; its other tokens mostly follow from the one before. Its end is
+# one target among many, and without it everything after is wrong.
+START_WEIGHT = 3.0
+END_WEIGHT = 2.0
 IMPOSSIBLE = -1e9  # finite, so that the gradient of an empty log-sum-exp is 0 and not NaN
 
 
@@ -27,18 +31,20 @@ def answer_loss(
     copy_mask: Tensor | None,
     memory: PointerMemory | None,
 ) -> Tensor:
-    """Mean negative log-likelihood of the answer's tokens and of its end.
+    """Mean negative log-likelihood of the answer's tokens and of its end, weighted by kind.
 
     Args:
         hidden: `(batch, steps, d_model)`, the state before each target.
         last: `(batch, steps, d_model)`, embedding of the token before each target.
         targets: `(batch, steps)`; `target_mask`: bool, the same shape.
-        copy_mask: `(batch, steps, tokens)`, bool: positions of `memory` from which copying the
-            target continues the annotated answer.
+        copy_mask: `(batch, steps, 2 * tokens)`, bool: positions of `memory` from which copying
+            the target continues the annotated answer, then those after which it ends.
     """
     steps = target_mask.flatten().nonzero().squeeze(1)  # those that count, rows laid end to end
     real = F.pad(steps, (0, -len(steps) % STEPS_ROUND))  # the first step again, without weight
-    weight = (torch.arange(len(real), device=real.device) < len(steps)) / len(steps)
+    weight = target_weights(target_mask).flatten()[real]
+    weight = weight * (torch.arange(len(real), device=real.device) < len(steps))
+    weight = weight / weight.sum()
     scores = base_lm.logits(hidden.flatten(0, 1)[real]).float()
     written = -F.cross_entropy(scores, targets.flatten()[real], reduction="none")
     if pointer is None or memory is None or copy_mask is None:
@@ -51,6 +57,19 @@ def answer_loss(
     return -(either * weight).sum()
 
 
+def target_weights(target_mask: Tensor) -> Tensor:
+    """What each target counts: `(batch, steps)`, float32, 0 where there is none.
+
+    Args:
+        target_mask: `(batch, steps)`, bool, the real ones first; each row's last closes its answer.
+    """
+    steps = torch.arange(target_mask.shape[1], device=target_mask.device)
+    is_end = steps == target_mask.sum(1, keepdim=True) - 1
+    weights = target_mask.float()
+    weights = torch.where(steps == 0, weights * START_WEIGHT, weights)
+    return torch.where(is_end & (steps > 0), weights * END_WEIGHT, weights)
+
+
 def selection_loss(queries: Tensor, keys: Tensor, right: Tensor, *, scale: float) -> Tensor:
     """Contrast each question's document with all others of the batch (InfoNCE).
 
@@ -59,3 +78,17 @@ def selection_loss(queries: Tensor, keys: Tensor, right: Tensor, *, scale: float
         right: `(questions,)`, index of the right document.
     """
     return F.cross_entropy(scale * queries @ keys.mT, right)
+
+
+def evidence_loss(log_evidence: Tensor, is_answer: Tensor) -> Tensor:
+    """Share of the slots' weight that lies on the answer, in nats, over questions that have one.
+
+    Args:
+        log_evidence: `(questions, slots)`, scores; -inf: no slot.
+        is_answer: `(questions, slots)`, bool: the slot is a token of the annotated answer.
+    """
+    has_answer = is_answer.any(1)
+    scores = log_evidence.float().clamp_min(IMPOSSIBLE)
+    on_answer = scores.masked_fill(~is_answer, IMPOSSIBLE).logsumexp(1)
+    loss = scores.logsumexp(1) - on_answer
+    return (loss * has_answer).sum() / has_answer.sum().clamp_min(1)

@@ -62,6 +62,10 @@ def load_sources(options: MiniOptions) -> tuple[list[Paragraph], list[Paragraph]
             held_out_fraction=options.held_out_fraction,
             seed=options.seed,
         )
+        if number:
+            order = np.random.default_rng(options.seed).permutation(len(mine))
+            kept_rows = sorted(order[: round(options.further_share * len(mine))].tolist())
+            mine = [mine[row] for row in kept_rows]
         train += mine
         held_out += kept if number == 0 else []
     return train, held_out
@@ -117,13 +121,13 @@ def export_mini(
         "torch": torch.__version__,
     }
     base_lm_state, amortization_state = model_states(model)
-    encoder: Any = model.amortization.encoder
+    amortization: Any = model.amortization
     save_bundle(
         bundle,
         name="mini",
         config=replace(model.config, selection=calibration.selection),
         base_lm_config=plain_config(model.base_lm.model.config),
-        encoder_config=plain_config(encoder.config),
+        encoder_config=amortization.encoder_config,
         base_lm_state=base_lm_state,
         amortization_state=amortization_state,
         tokenizer_json=model.tokenizer.json,

@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+# The first gives the held-out articles and most of the steps.
+SOURCES = ("squad", "squadshifts-reddit", "squadshifts-amazon", "fairytaleqa")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MiniOptions:
@@ -17,17 +20,20 @@ class MiniOptions:
     num_paragraphs: int = 16  # per step, half of them neighbours of the others
     questions_per_paragraph: int = 4
     max_tokens: int = 192  # of a paragraph in training
-    max_answer_tokens: int = 12
-    learning_rate: float = 2e-4
-    head_rate: float = 3.0  # times the learning rate, for what starts at random
+    max_answer_tokens: int = 16
+    learning_rate: float = 3e-4
+    head_rate: float = 2.0  # times the learning rate, for what starts at random
     bank_after: float = 0.4  # share of the budget after which distractors join
-    max_documents: int = 4  # the right one and its distractors
+    max_documents: int = 2  # the right one and its distractors
+    past_documents: int = 2048  # encoded in earlier steps, beside the batch's own
     held_out_fraction: float = 0.04  # articles kept for calibration and choice of settings
-    num_virtual_tokens: int = 64
-    pool: int = 4
+    num_virtual_tokens: int = 256  # slots of a chunk, framing included, and of a target
+    depth: int = 4  # encoder layers that a document runs through before any question is known
+    num_prefix_tokens: int = 64  # best slots that the base LM gets in every layer
     d_pointer: int = 128
-    checkpoint_minutes: float = 5.0
+    checkpoint_minutes: float = 3.0
     log_every: int = 25  # steps
     device: str = "cpu"
     num_threads: int = 2
-    sources: tuple[str, ...] = ("squad",)
+    further_share: float = 0.35  # of the paragraphs of each source but the first that is drawn
+    sources: tuple[str, ...] = SOURCES

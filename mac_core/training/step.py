@@ -7,25 +7,34 @@ documents differs: the right one, with the hardest of the batch as distractors.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mac_core.networks.model import MacModel, text_memory
-from mac_core.networks.pointer import PointerHead, PointerMemory
-from mac_core.networks.reading import TextState, read, read_text, start
+from mac_core.networks.batching import slot_origin
+from mac_core.networks.model import MacModel, slot_memory, text_memory
+from mac_core.networks.pointer import PointerMemory, ending_mask, shifted
+from mac_core.networks.prompt import Ids, join, make_prompt
+from mac_core.networks.reading import read_with_answer, start
 from mac_core.networks.select import SelectAggregation
 from mac_core.networks.values import (
     BankSlice,
     DocumentEncoding,
+    Origin,
     Prefix,
     QuestionEncoding,
     TargetModulation,
 )
 from mac_core.training.data import Batch
-from mac_core.training.losses import answer_loss, selection_loss
+from mac_core.training.losses import (
+    answer_loss,
+    evidence_loss,
+    selection_loss,
+    target_weights,
+)
+from mac_core.training.past import PastDocuments
 from mac_core.types import Mode
 
 NUM_BUCKETS = 4  # documents of like length are encoded together: less padding
@@ -42,6 +51,7 @@ class StepConfig:
     mode: Mode
     num_documents: int = 1  # the right one and its distractors
     selection_weight: float = 0.3
+    evidence_weight: float = 0.5
     selection_scale: float = 20.0
     wrong_text_fraction: float = 0.2  # hybrid: questions whose prompt holds a distractor's text
 
@@ -70,7 +80,7 @@ def frame(model: MacModel, batch: Batch) -> Framed:
     question_ids, question_mask = _framed(
         batch.question_ids, batch.question_mask, layout.question_head, layout.question_tail
     )
-    ends = 1 + -batch.answer_ids.shape[1] % ANSWER_ROUND  # nothing copies the end, nor padding
+    ends = 1 + -batch.answer_ids.shape[1] % ANSWER_ROUND  # no token copies the end, nor padding
     copy_mask = F.pad(batch.copy_mask, (len(head), len(tail), 0, ends))
     after = (0, -document_ids.shape[1] % DOCUMENT_ROUND)
     return Framed(
@@ -85,48 +95,56 @@ def frame(model: MacModel, batch: Batch) -> Framed:
 
 
 def training_loss(
-    model: MacModel, batch: Batch, config: StepConfig, *, generator: torch.Generator
+    model: MacModel,
+    batch: Batch,
+    config: StepConfig,
+    *,
+    generator: torch.Generator,
+    past: PastDocuments | None = None,
 ) -> dict[str, Tensor]:
-    """Losses of one step by name; `total` is what is minimised."""
+    """Losses of one step by name; `total` is what is minimised.
+
+    Args:
+        past: documents of earlier steps, to which this batch's are added; None: there are none.
+    """
     framed = frame(model, batch)
     prefix: Prefix | None = None
-    text: TextState | None = None
-    memory: PointerMemory | None = None
-    copy_mask: Tensor | None = None
+    copied: Copied | None = None
+    shown = framed.right
     losses: dict[str, Tensor] = {}
     if config.mode in ("memory", "hybrid"):
         question = model.encode_question_ids(framed.question_ids, framed.question_mask)
         encoded = encode_documents(model, framed)
+        bank = BatchBank.of(framed, encoded, past, paragraphs=batch.paragraph_index)
         losses["selection"] = selection_loss(
-            question.selection_query,
-            encoded.selection_key,
-            framed.right,
-            scale=config.selection_scale,
+            question.selection_query, bank.keys, framed.right, scale=config.selection_scale
         )
-        chosen = choose(question, encoded, framed, config, generator=generator)
-        prefix = aggregate(model, question, encoded, chosen)
-        if model.pointer is not None:
-            memory = document_memory(model.pointer, model, framed, encoded, chosen)
-            others = memory.keys.shape[1] - framed.copy_mask.shape[-1]
-            copy_mask = F.pad(framed.copy_mask, (0, others))
+        chosen = choose(question, bank.keys, framed, config, generator=generator)
+        framed, encoded, chosen = bank.laid_out(chosen)
         shown = chosen.shown(config.wrong_text_fraction, generator=generator)
-        prior = chosen.log_prior[:, :1].tolist()
-    else:
-        shown, prior = framed.right, [[] for _ in framed.right]
-    if config.mode in ("text", "hybrid"):
-        text = read_documents(model, framed).rows(shown)
-        copied = text_memory(model, text, prior) if model.pointer is not None else None
-        right = (shown == framed.right)[:, None, None]
-        text_mask = framed.copy_mask & right
-        if copied is not None:
-            memory = copied if memory is None else memory.beside(copied)
-            copy_mask = (
-                text_mask if copy_mask is None else torch.cat([copy_mask, text_mask], dim=-1)
-            )
-    losses["answer"] = read_answers(model, batch, framed, prefix, text, memory, copy_mask)
-    losses["total"] = losses["answer"] + config.selection_weight * losses.get(
-        "selection", torch.zeros((), device=model.device)
+        if model.points_at_slots:
+            target = aggregate_slots(model, question, encoded, chosen, framed)
+            prefix = model.prefix(target)
+            copied = Copied.of_slots(model, framed, target)
+            losses["evidence"] = evidence_loss(target.log_bias, copied.mask.any(1))
+        else:
+            prefix = aggregate(model, question, encoded, chosen)
+            copied = Copied.of_documents(model, framed, encoded, chosen)
+    losses["answer"] = read_answers(
+        model,
+        batch,
+        framed,
+        prefix=prefix,
+        copied=copied,
+        shown=shown if config.mode in ("text", "hybrid") else None,
     )
+    losses["total"] = losses["answer"]
+    for name, weight in (
+        ("selection", config.selection_weight),
+        ("evidence", config.evidence_weight),
+    ):
+        if name in losses:
+            losses["total"] = losses["total"] + weight * losses[name]
     return losses
 
 
@@ -145,19 +163,86 @@ class Chosen:
         return torch.where(wrong.to(self.index.device), self.index[:, 1], self.index[:, 0])
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchBank:
+    """What a step may read: the batch's documents, and behind them those of earlier steps."""
+
+    framed: Framed
+    encoded: DocumentEncoding
+    past: PastDocuments | None
+    keys: Tensor  # (bank_size, d_key), selection keys, the batch's first
+    places: Tensor  # (bank_size - documents,), into `past`
+
+    @classmethod
+    def of(
+        cls,
+        framed: Framed,
+        encoded: DocumentEncoding,
+        past: PastDocuments | None,
+        *,
+        paragraphs: Tensor,
+    ) -> BatchBank:
+        """The bank of one step; the batch's own documents join `past` for the next."""
+        keys, places = encoded.selection_key, torch.empty(0, dtype=torch.int64)
+        if past is not None:
+            past.push(
+                encoded, ids=framed.document_ids, content=framed.content, paragraphs=paragraphs
+            )
+            past_keys, places = past.keys(without=paragraphs)
+            keys = torch.cat([keys, past_keys]) if len(places) else keys
+        return cls(framed=framed, encoded=encoded, past=past, keys=keys, places=places)
+
+    def laid_out(self, chosen: Chosen) -> tuple[Framed, DocumentEncoding, Chosen]:
+        """The step's tensors with the chosen past documents behind the batch's own."""
+        documents = len(self.framed.document_ids)
+        used = torch.unique(chosen.index)
+        used = used[used >= documents]
+        if self.past is None or not len(used):
+            return self.framed, self.encoded, chosen
+        ids, content, slots, mask = self.past.take(self.places[used.cpu() - documents].tolist())
+        framed, encoded = self.framed, self.encoded
+        back = torch.zeros(len(self.keys), dtype=torch.int64, device=used.device)
+        back[:documents] = torch.arange(documents, device=used.device)
+        back[used] = documents + torch.arange(len(used), device=used.device)
+        width = max(ids.shape[1], framed.document_ids.shape[1])
+        width += -width % DOCUMENT_ROUND
+
+        def stacked(own: Tensor, other: Tensor) -> Tensor:
+            blank = [0, 0] * (own.ndim - 2)
+            pair = [F.pad(part, (*blank, 0, width - part.shape[1])) for part in (own, other)]
+            return torch.cat([pair[0], pair[1].to(own.dtype)])
+
+        return (
+            replace(
+                framed,
+                document_ids=stacked(framed.document_ids, ids),
+                document_mask=stacked(framed.document_mask, mask),
+                content=stacked(framed.content, content),
+                copy_mask=F.pad(framed.copy_mask, (0, width - framed.copy_mask.shape[-1])),
+            ),
+            DocumentEncoding(
+                slots=stacked(encoded.slots, slots),
+                slot_mask=stacked(encoded.slot_mask, mask),
+                states=stacked(encoded.states, slots),
+                selection_key=torch.cat([encoded.selection_key, self.keys[used]]),
+            ),
+            replace(chosen, index=back[chosen.index]),
+        )
+
+
 def choose(
     question: QuestionEncoding,
-    encoded: DocumentEncoding,
+    keys: Tensor,
     framed: Framed,
     config: StepConfig,
     *,
     generator: torch.Generator,
 ) -> Chosen:
-    """The right document and the batch's best-scoring others, with their log-prior.
+    """The right document and the bank's best-scoring others, with their log-prior.
 
     The prior is flattened at random, so that reading does not lean on selection alone.
     """
-    cosine = question.selection_query @ encoded.selection_key.mT  # (questions, documents)
+    cosine = question.selection_query @ keys.mT  # (questions, bank_size)
     hidden_right = cosine.detach().scatter(1, framed.right[:, None], torch.inf)
     index = hidden_right.topk(config.num_documents, dim=1).indices  # the right one is first
     trust = 0.2 + 0.8 * torch.rand(len(index), 1, generator=generator).to(cosine.device)
@@ -192,39 +277,106 @@ def aggregate(
     return many
 
 
-def document_memory(
-    pointer: PointerHead,
+def aggregate_slots(
     model: MacModel,
-    framed: Framed,
+    question: QuestionEncoding,
     encoded: DocumentEncoding,
     chosen: Chosen,
-) -> PointerMemory:
-    """Pointer keys of each question's documents, laid end to end."""
-    embeddings = model.base_lm.input_embeddings(framed.document_ids)
-    keys = pointer.document_keys(encoded.states, embeddings)
-    prior = chosen.log_prior[:, :, None].expand(*chosen.index.shape, keys.shape[1])
-    prior = prior.masked_fill(~framed.content[chosen.index], -torch.inf)
-    return PointerMemory(
-        keys=keys[chosen.index].flatten(1, 2),
-        token_ids=framed.document_ids[chosen.index].flatten(1, 2),
-        log_prior=prior.flatten(1, 2),
+    framed: Framed,
+) -> TargetModulation:
+    """Target modulation per question, of slots that are tokens and know where they come from."""
+    index = chosen.index  # (questions, documents)
+    origin = slot_origin(
+        framed.document_ids, framed.content.sum(1), head=len(model.layout.document_head)
+    )[index]
+    origin[..., Origin.DOCUMENT] = torch.arange(index.shape[1], device=index.device)[:, None]
+    bank = BankSlice(
+        slots=encoded.slots[index],
+        mask=encoded.slot_mask[index],
+        log_prior=chosen.log_prior,
+        origin=origin,
     )
+    keys = model.aggregation.keys(encoded.slots, encoded.slot_mask)
+    target: TargetModulation = model.aggregation(question, bank, keys)
+    return target
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Copied:
+    """What the questions may copy, and where the annotated answer stands in it."""
+
+    memory: PointerMemory | None  # None: the bundle has no pointer
+    mask: Tensor  # (questions, steps, tokens), bool
+
+    @classmethod
+    def of_slots(cls, model: MacModel, framed: Framed, target: TargetModulation) -> Copied:
+        """The slots that aggregation kept; the right document is each question's first."""
+        if target.origin is None:
+            raise ValueError("slots without origin cannot be copied")
+        position = target.origin[..., Origin.POSITION]
+        is_right = (target.origin[..., Origin.DOCUMENT] == 0) & (position >= 0)
+        is_right = is_right & ~torch.isneginf(target.log_bias)
+        place = (position + len(model.layout.document_head)).clamp_min(0)  # as framed
+        steps = framed.copy_mask.shape[1]
+        mask = framed.copy_mask.gather(2, place[:, None].expand(-1, steps, -1))
+        memory = None if model.pointer is None else slot_memory(model, target)
+        return cls(memory=memory, mask=mask & is_right[:, None])
+
+    @classmethod
+    def of_documents(
+        cls, model: MacModel, framed: Framed, encoded: DocumentEncoding, chosen: Chosen
+    ) -> Copied:
+        """Whole documents, laid end to end, the right one first."""
+        tokens = framed.document_ids.shape[1]
+        others = (chosen.index.shape[1] - 1) * tokens
+        mask = F.pad(framed.copy_mask, (0, others))
+        if model.pointer is None:
+            return cls(memory=None, mask=mask)
+        own = model.base_lm.input_embeddings(framed.document_ids)
+        keys = model.pointer.document_keys(encoded.states, shifted(own), own)
+        prior = chosen.log_prior[:, :, None].expand(*chosen.index.shape, tokens)
+        prior = prior.masked_fill(~framed.content[chosen.index], -torch.inf)
+        places = torch.arange(chosen.index.shape[1], device=prior.device)
+        memory = PointerMemory(
+            keys=keys[chosen.index].flatten(1, 2),
+            token_ids=framed.document_ids[chosen.index].flatten(1, 2),
+            log_prior=prior.flatten(1, 2),
+            document=places.repeat_interleave(tokens).expand(len(prior), -1),
+        )
+        return cls(memory=memory, mask=mask)
+
+    def rows(self, index: Tensor) -> Copied:
+        return Copied(
+            memory=None if self.memory is None else self.memory.rows(index), mask=self.mask[index]
+        )
+
+    def beside(self, memory: PointerMemory, mask: Tensor) -> Copied:
+        """This and what else may be copied."""
+        if self.memory is None:
+            return self
+        return Copied(memory=self.memory.beside(memory), mask=torch.cat([self.mask, mask], dim=-1))
 
 
 def read_answers(
     model: MacModel,
     batch: Batch,
     framed: Framed,
+    *,
     prefix: Prefix | None,
-    text: TextState | None,
-    memory: PointerMemory | None,
-    copy_mask: Tensor | None,
+    copied: Copied | None,
+    shown: Tensor | None,
 ) -> Tensor:
-    """Loss of the annotated answers behind their questions, those of like length together."""
+    """Loss of the annotated answers behind their prompts, those of like length together.
+
+    Args:
+        shown: `(questions,)`, document whose text stands in the prompt; None: no text.
+    """
     lengths = framed.question_mask.sum(1) + batch.answer_mask.sum(1).to(model.device)
-    total = torch.zeros((), device=model.device)
+    if shown is not None:
+        lengths = lengths + framed.document_mask.sum(1)[shown]
+    total, weights = torch.zeros((), device=model.device), 0.0
     for rows in lengths.argsort().chunk(NUM_BUCKETS):
-        loss, count = _read_rows(
+        loss, weight = _read_rows(
             model,
             _cut(framed.question_ids, framed.question_mask, rows, QUESTION_ROUND),
             _cut(
@@ -234,37 +386,70 @@ def read_answers(
                 ANSWER_ROUND,
             ),
             prefix=None if prefix is None else prefix.rows(rows),
-            text=None if text is None else text.rows(rows),
-            memory=None if memory is None else memory.rows(rows),
-            copy_mask=None if copy_mask is None else copy_mask[rows],
+            copied=None if copied is None else copied.rows(rows),
+            text=None if shown is None else _shown_text(framed, rows, shown[rows]),
         )
-        total = total + loss * count
-    return total / (batch.answer_mask.sum() + len(lengths))
+        total, weights = total + loss * weight, weights + weight
+    return total / weights
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShownText:
+    """Document text in the prompts of some questions, and where their answers stand in it."""
+
+    ids: Tensor  # (rows, tokens)
+    mask: Tensor  # (rows, tokens), bool
+    copy_mask: Tensor  # (rows, steps, tokens), bool; a distractor's text holds no answer
+
+
+def _shown_text(framed: Framed, rows: Tensor, shown: Tensor) -> ShownText:
+    ids, mask = _cut(framed.document_ids, framed.document_mask, shown, DOCUMENT_ROUND)
+    is_right = (shown == framed.right[rows])[:, None, None]
+    copy_mask = framed.copy_mask[rows][:, :, : ids.shape[1]] & is_right
+    return ShownText(ids=ids, mask=mask, copy_mask=copy_mask)
 
 
 def _read_rows(
     model: MacModel,
-    question: tuple[Tensor, Tensor],
-    answer: tuple[Tensor, Tensor],
+    question: Ids,
+    answer: Ids,
     *,
     prefix: Prefix | None,
-    text: TextState | None,
-    memory: PointerMemory | None,
-    copy_mask: Tensor | None,
-) -> tuple[Tensor, int]:
-    """Mean loss of some rows, teacher-forced, and over how many targets."""
-    (question_ids, question_mask), (answer_ids, answer_mask) = question, answer
+    copied: Copied | None,
+    text: ShownText | None,
+) -> tuple[Tensor, float]:
+    """Mean loss of some rows, teacher-forced, and the weight of their targets."""
+    answer_ids, answer_mask = answer
     num_steps = answer_ids.shape[1] + 1
+    prompt = make_prompt(
+        question,
+        None if text is None else (text.ids, text.mask),
+        attention=model.config.prompt_attention,
+        text_position=model.config.max_question_tokens,
+    )
+    context = start(model.base_lm, batch=len(answer_ids), prefix=prefix)
+    hidden = read_with_answer(model.base_lm, context, prompt, answer)
+    ids, mask = join((prompt.ids, prompt.mask), answer)
+    if text is not None and model.pointer is not None:
+        memory = text_memory(model, prompt, hidden)
+        width = memory.token_ids.shape[1] - text.copy_mask.shape[-1]
+        text_mask = F.pad(text.copy_mask, (0, width))
+        copied = (
+            Copied(memory=memory, mask=text_mask)
+            if copied is None
+            else copied.beside(memory, text_mask)
+        )
     steps = torch.arange(num_steps, device=model.device)
-    where = question_mask.sum(1, keepdim=True) - 1 + steps  # (rows, steps): before each target
-    ids = F.pad(question_ids, (0, num_steps - 1)).scatter(1, where[:, 1:], answer_ids)
-    mask = F.pad(question_mask, (0, num_steps - 1)).scatter(1, where[:, 1:], answer_mask)
-    context = start(model.base_lm, batch=len(ids), prefix=prefix, text=text, like=ids)
-    hidden = read(model.base_lm, context, ids, mask)
+    where = prompt.lengths[:, None] - 1 + steps  # (rows, steps): before each target
+    where = where.clamp_max(ids.shape[1] - 1)  # steps without a target, in rows that are full
     targets = F.pad(answer_ids, (0, 1)).scatter(
         1, answer_mask.sum(1, keepdim=True), model.layout.end_id
     )
     target_mask = F.pad(answer_mask, (1, 0), value=True)
+    copy_mask = None
+    if copied is not None:
+        mask = copied.mask[:, :num_steps]
+        copy_mask = torch.cat([mask, ending_mask(mask, answer_mask.sum(1))], dim=-1)
     loss = answer_loss(
         model.base_lm,
         model.pointer,
@@ -272,10 +457,10 @@ def _read_rows(
         last=model.base_lm.input_embeddings(ids.gather(1, where)),
         targets=targets,
         target_mask=target_mask,
-        copy_mask=None if copy_mask is None else copy_mask[:, :num_steps],
-        memory=memory,
+        copy_mask=copy_mask,
+        memory=None if copied is None else copied.memory,
     )
-    return loss, int(target_mask.sum())
+    return loss, float(target_weights(target_mask).sum())
 
 
 def _cut(ids: Tensor, mask: Tensor, rows: Tensor, multiple: int) -> tuple[Tensor, Tensor]:
@@ -298,23 +483,6 @@ def encode_documents(model: MacModel, framed: Framed) -> DocumentEncoding:
         slot_mask=_joined([part.slot_mask for part in parts], dim=1)[inverse],
         selection_key=torch.cat([part.selection_key for part in parts])[inverse],
         states=_joined([part.states for part in parts], dim=1)[inverse],
-    )
-
-
-def read_documents(model: MacModel, framed: Framed) -> TextState:
-    """Let the base LM read the batch's documents, those of like length together."""
-    parts, back = [], list[Tensor]()
-    for rows, ids, mask in _buckets(framed):
-        parts.append(read_text(model.base_lm, ids, mask))
-        back.append(rows)
-    inverse = torch.cat(back).argsort()
-    layers = range(model.base_lm.num_layers)
-    return TextState(
-        ids=framed.document_ids,
-        mask=framed.document_mask,
-        keys=tuple(_joined([p.keys[i] for p in parts], dim=2)[inverse] for i in layers),
-        values=tuple(_joined([p.values[i] for p in parts], dim=2)[inverse] for i in layers),
-        hidden=_joined([part.hidden for part in parts], dim=1)[inverse],
     )
 
 

@@ -15,23 +15,27 @@ import numpy as np
 import torch
 from torch import nn
 from torch.optim import AdamW
+from transformers import PreTrainedModel
 
 from mac_core.networks.model import MacModel
+from mac_core.networks.refine import RefineAggregation
+from mac_core.networks.stack import EncoderStack
 from mac_core.training.data import Batch, sample_batch
 from mac_core.training.encoding import EncodedParagraphs, IntArray
 from mac_core.training.options import MiniOptions
+from mac_core.training.past import PastDocuments
 from mac_core.training.resume import load_training_state, save_training_state
 from mac_core.training.step import StepConfig, training_loss
 from mac_core.types import Mode
 
 STATE_FILE = "state.safetensors"
 WARM_UP = 0.02  # share of the budget
-CROWDED = 0.75  # share of the later steps in which documents stand among distractors
+CROWDED = 0.35  # share of the later steps in which documents stand among distractors
 MODES: tuple[tuple[Mode, float], ...] = (
-    ("memory", 0.70),
-    ("hybrid", 0.16),
-    ("text", 0.11),
-    ("none", 0.03),
+    ("memory", 0.83),
+    ("hybrid", 0.10),
+    ("text", 0.06),
+    ("none", 0.01),
 )
 
 
@@ -68,6 +72,7 @@ class Trainer:
         self._neighbours = neighbours
         self._optimizer = make_optimizer(model, options)
         self._rng = np.random.default_rng(options.seed)
+        self._past = PastDocuments(options.past_documents) if model.points_at_slots else None
         self._log = options.run_directory / "log.jsonl"
 
     @property
@@ -100,8 +105,9 @@ class Trainer:
         """Train until the budget is spent; yields the averages of every `log_every` steps."""
         self.model.train()
         if self.options.device == "cpu":  # short rows: written-out attention is faster backward
-            for part in (self.model.base_lm.model, self.model.amortization.encoder):
-                part.set_attn_implementation("eager")  # type: ignore[operator, union-attr]
+            for part in self.model.modules():
+                if isinstance(part, EncoderStack | PreTrainedModel):
+                    part.set_attn_implementation("eager")
         window: list[dict[str, float]] = []
         saved = self.progress.elapsed_s
         while self.progress.share(self.options) < 1.0:
@@ -126,7 +132,7 @@ class Trainer:
         generator = torch.Generator().manual_seed(int(self._rng.integers(2**62)))
         bf16 = options.device != "cpu" or _cpu_has_bf16()
         with torch.autocast(options.device, torch.bfloat16, enabled=bf16):
-            losses = training_loss(self.model, batch, config, generator=generator)
+            losses = training_loss(self.model, batch, config, generator=generator, past=self._past)
         losses["total"].backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self._optimizer.step()
@@ -180,7 +186,9 @@ def draw_step(options: MiniOptions, *, share: float, rng: np.random.Generator) -
 
 def make_optimizer(model: MacModel, options: MiniOptions) -> AdamW:
     """AdamW in two groups: warm-started weights, and heads that start at random."""
-    heads = [*model.aggregation.parameters()]
+    heads = [*model.prefix.parameters()]
+    if not isinstance(model.aggregation, RefineAggregation):
+        heads += [*model.aggregation.parameters()]
     heads += [] if model.pointer is None else [*model.pointer.parameters()]
     mine = {id(parameter) for parameter in heads}
     warm = [parameter for parameter in model.parameters() if id(parameter) not in mine]

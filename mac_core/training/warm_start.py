@@ -8,6 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+from torch import nn
 from transformers import AutoConfig, AutoModel, BertLMHeadModel
 
 from mac_core.config import (
@@ -20,8 +21,9 @@ from mac_core.config import (
 )
 from mac_core.networks.base_lm import BaseLM
 from mac_core.networks.build import build_model
-from mac_core.networks.layerwise import LayerwiseAmortization
+from mac_core.networks.latent import LatentAmortization
 from mac_core.networks.model import MacModel
+from mac_core.networks.refine import RefineAggregation
 from mac_core.training.options import MiniOptions
 
 DROPPED = ("_name_or_path", "architectures", "transformers_version", "torch_dtype", "dtype")
@@ -47,11 +49,7 @@ def warm_mini(options: MiniOptions) -> MacModel:
     )
     encoder_config = AutoConfig.from_pretrained(source, **_NO_DROPOUT)
     encoder = AutoModel.from_pretrained(
-        source,
-        config=encoder_config,
-        dtype=torch.float32,
-        attn_implementation="sdpa",
-        add_pooling_layer=False,
+        source, config=encoder_config, dtype=torch.float32, add_pooling_layer=False
     )
     with torch.no_grad():  # the new head's transform starts as the identity, not as noise
         transform = lm.cls.predictions.transform.dense
@@ -63,26 +61,46 @@ def warm_mini(options: MiniOptions) -> MacModel:
         encoder_config=plain_config(encoder_config),
         tokenizer_json=(source / "tokenizer.json").read_text(encoding="utf-8"),
     )
-    model.amortization = LayerwiseAmortization(encoder, pool=options.pool)
+    _warm_encoder(model, encoder)
     return model
+
+
+def _warm_encoder(model: MacModel, encoder: nn.Module) -> None:
+    """The lower layers make the modulation; the upper ones start selection and aggregation both."""
+    amortization, aggregation = model.amortization, model.aggregation
+    assert isinstance(amortization, LatentAmortization)
+    assert isinstance(aggregation, RefineAggregation)
+    state = encoder.state_dict()
+    del state["embeddings.word_embeddings.weight"]  # the base LM's are read
+    depth = len(amortization.lower.encoder.layer)
+    lower = {key: state[key] for key in amortization.lower.state_dict()}
+    amortization.lower.load_state_dict(lower)
+    for stack in (amortization.upper, aggregation.stack):
+        for number, layer in enumerate(stack.layers, start=depth):
+            head = f"encoder.layer.{number}."
+            own = {key.removeprefix(head): state[key] for key in state if key.startswith(head)}
+            layer.load_state_dict(own)
 
 
 def mini_config(options: MiniOptions) -> ModelConfig:
     """Shapes of `mini`; the selection's scales are set again by calibration."""
-    d_modulation = 6 * 384  # layers * width
+    width, layers = 384, 6
     return ModelConfig(
         name="mini",
         amortization=AmortizationConfig(
-            kind="layerwise",
+            kind="latent",
             num_virtual_tokens=options.num_virtual_tokens,
-            d_modulation=d_modulation,
-            max_tokens=options.pool * options.num_virtual_tokens,
-            pool=options.pool,
+            d_modulation=width,
+            max_tokens=options.num_virtual_tokens,
+            depth=options.depth,
         ),
-        aggregation=AggregationConfig(kind="select", d_modulation=d_modulation, d_question=384),
-        prefix=PrefixConfig(kind="layerwise"),
+        aggregation=AggregationConfig(
+            kind="refine", d_modulation=width, d_question=width, num_blocks=layers - options.depth
+        ),
+        prefix=PrefixConfig(kind="latent", num_prefix_tokens=options.num_prefix_tokens),
         pointer=PointerConfig(d_pointer=options.d_pointer),
-        selection=SelectionConfig(d_key=384),
+        selection=SelectionConfig(d_key=width),
+        prompt_attention="bidirectional",
     )
 
 

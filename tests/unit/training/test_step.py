@@ -8,15 +8,24 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
+import mac_core.training.losses as losses
 import mac_core.training.step as step
 from mac_core.config import PointerConfig
 from mac_core.networks.generation import Row
 from mac_core.networks.model import AnswerRequest, MacModel
+from mac_core.networks.stack import EncoderStack
 from mac_core.training.data import Batch
+from mac_core.training.past import PastDocuments
 from mac_core.training.step import StepConfig, choose, encode_documents, frame, training_loss
 from mac_core.types import Mode
-from tests.builders import tiny_bert_model, tiny_layerwise_model, tiny_paper_model
+from tests.builders import (
+    tiny_bert_model,
+    tiny_latent_model,
+    tiny_layerwise_model,
+    tiny_paper_model,
+)
 from tests.unit.training.samples import (
     paragraphs,
     rows_of,
@@ -27,6 +36,7 @@ from tests.unit.training.samples import (
 
 POINTER = PointerConfig(d_pointer=16)
 MODELS: dict[str, Callable[[], MacModel]] = {
+    "latent": tiny_latent_model,
     "layerwise-bert": tiny_bert_model,
     "layerwise-llama": lambda: tiny_layerwise_model("llama"),
     "no pointer": lambda: tiny_layerwise_model("gpt2", pointer=None),
@@ -92,7 +102,7 @@ def chosen_documents(
     framed = frame(model, batch)
     question = model.encode_question_ids(framed.question_ids, framed.question_mask)
     encoded = encode_documents(model, framed)
-    chosen = choose(question, encoded, framed, config, generator=seeded())
+    chosen = choose(question, encoded.selection_key, framed, config, generator=seeded())
     return chosen.index.tolist(), chosen.log_prior.tolist()
 
 
@@ -115,17 +125,20 @@ def served_loss(
     return sum(losses) / len(losses)
 
 
+def after_every_token(copy_mask: Tensor, answer_lengths: Tensor) -> Tensor:
+    steps = torch.arange(copy_mask.shape[1])
+    return (steps == answer_lengths[:, None])[..., None].expand(copy_mask.shape)
+
+
 @pytest.mark.parametrize("architecture", MODELS)
 def test_loss_is_what_generation_assigns_to_the_answers(
     architecture: str, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, config = MODELS[architecture](), STEPS[name]
-    # The usual end mark also frames the prompt's text, where generation may copy it while the loss
-    # counts the vocabulary's alone: end with a token that no text holds.
-    end_id = model.tokenizer.token_id("~")
-    assert end_id is not None
-    model.layout = replace(model.layout, end_id=end_id)
     batch = with_every_occurrence(sample())  # generation adds up all copies of a token
+    monkeypatch.setattr(step, "ending_mask", after_every_token)  # and all ends
+    monkeypatch.setattr(losses, "START_WEIGHT", 1.0)
+    monkeypatch.setattr(losses, "END_WEIGHT", 1.0)
     with torch.no_grad():
         trained = training_loss(model, batch, config, generator=seeded())["answer"]
     served = served_loss(model, batch, config, monkeypatch)
@@ -171,13 +184,18 @@ def test_bucketing_does_not_change_the_loss(name: str, monkeypatch: pytest.Monke
     assert losses[1] == pytest.approx(losses[0], rel=1e-5)
 
 
+def use_written_out_attention(model: MacModel) -> None:
+    for part in model.modules():
+        if isinstance(part, EncoderStack | PreTrainedModel):
+            part.set_attn_implementation("eager")
+
+
 def test_written_out_attention_gives_the_fused_ones_loss(name: str) -> None:
     # The trainer switches to it on CPUs.
     model, batch = tiny_bert_model(), sample()
     with torch.no_grad():
         fused = training_loss(model, batch, STEPS[name], generator=seeded())["total"]
-        model.base_lm.model.set_attn_implementation("eager")
-        model.amortization.encoder.set_attn_implementation("eager")
+        use_written_out_attention(model)
         eager = training_loss(model, batch, STEPS[name], generator=seeded())["total"]
     torch.testing.assert_close(eager, fused, rtol=1e-5, atol=1e-5)
 
@@ -225,9 +243,8 @@ def test_distractors_are_the_hardest_of_the_batch() -> None:
     with torch.no_grad():
         question = model.encode_question_ids(framed.question_ids, framed.question_mask)
         encoded_documents = encode_documents(model, framed)
-        index = choose(
-            question, encoded_documents, framed, config, generator=torch.Generator().manual_seed(0)
-        ).index
+        keys = encoded_documents.selection_key
+        index = choose(question, keys, framed, config, generator=seeded()).index
     cosine = question.selection_query @ encoded_documents.selection_key.mT
     others = cosine.scatter(1, framed.right[:, None], -torch.inf)
     assert torch.equal(index[:, 1:], others.topk(2, dim=1).indices)
@@ -239,3 +256,54 @@ def test_selection_is_learned_where_documents_are_encoded(mode: Mode, has_select
     assert ("selection" in losses) is has_selection
     weighed = losses["answer"] + 0.3 * losses.get("selection", torch.zeros(()))
     torch.testing.assert_close(losses["total"], weighed)
+
+
+# ---- documents of earlier steps
+
+
+def rows(batch: Batch, chosen: Tensor, *, documents: int) -> Batch:
+    """Some of the questions, before the first `documents` of the documents."""
+    of_documents = ("document_ids", "document_mask", "paragraph_index")
+    of_questions = (
+        "question_ids",
+        "question_mask",
+        "answer_ids",
+        "answer_mask",
+        "question_document",
+        "copy_mask",
+        "question_index",
+    )
+    return replace(
+        batch,
+        **{name: getattr(batch, name)[:documents] for name in of_documents},
+        **{name: getattr(batch, name)[chosen] for name in of_questions},
+    )
+
+
+@pytest.mark.parametrize("mode", ["memory", "hybrid"])
+def test_past_documents_are_read_as_the_batchs_own_are(mode: Mode) -> None:
+    model, batch, past = tiny_latent_model(), sample(), PastDocuments(8)
+    config = StepConfig(mode=mode, num_documents=4, wrong_text_fraction=1.0)
+    mine = batch.question_document < 2
+    beside = rows(batch, mine, documents=4)
+    alone = rows(batch, mine, documents=2)
+    with torch.no_grad():
+        training_loss(model, batch, config, generator=seeded(), past=past)
+        expected = training_loss(model, beside, config, generator=seeded())
+        found = training_loss(model, alone, config, generator=seeded(), past=past)
+    # 2e-2: slots of the past are bfloat16
+    parts = ("answer", "evidence", "selection", "total")
+    assert {part: float(found[part]) for part in parts} == pytest.approx(
+        {part: float(expected[part]) for part in parts}, rel=2e-2
+    )
+    assert len(past) == 4  # a paragraph that comes again takes its old place
+
+
+def test_past_documents_carry_no_gradient_and_the_oldest_leave() -> None:
+    model, past = tiny_latent_model(), PastDocuments(3)
+    config = StepConfig(mode="memory", num_documents=2)
+    training_loss(model, sample(), config, generator=seeded(), past=past)
+    keys, places = past.keys(without=torch.tensor([], dtype=torch.int64))
+    assert len(past) == len(keys) == 3
+    assert not keys.requires_grad
+    assert not past.take(places.tolist())[2].requires_grad

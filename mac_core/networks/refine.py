@@ -1,0 +1,104 @@
+"""Aggregation by reading again: the question and each document's slots run through upper layers.
+
+Every document is read with the question by itself, so the order and the number of the others are
+without effect; what is gained is that a slot knows what was asked. Each refined slot gets a score,
+its *evidence*; over all documents of the group the best `virtual_tokens` slots stay, scores and
+documents' log-priors being their attention bias. Nothing is averaged. As with `select`, the best
+of the groups' best are the best of the bank, so the hierarchy is exact. The split of an encoder
+into a part that does not see the question and one that does is DeFormer's (arXiv 2005.00697).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mac_core.config import AggregationConfig
+from mac_core.networks.aggregation import AggregationKeys, AggregationNetwork
+from mac_core.networks.stack import EncoderStack
+from mac_core.networks.values import BankSlice, QuestionEncoding, TargetModulation
+
+MAX_PARTS = 4  # pairs of like length are read together: less padding
+MIN_PART = 8
+LENGTH_ROUND = 16  # a matrix product of a shape never seen costs its kernel's set-up again
+
+
+class RefineAggregation(AggregationNetwork):
+    """Upper layers of the encoder over `[question; slots]`, one document at a time."""
+
+    def __init__(
+        self,
+        config: AggregationConfig,
+        encoder_config: Mapping[str, Any],
+        *,
+        num_virtual_tokens: int,
+    ) -> None:
+        super().__init__()
+        self.num_virtual_tokens = num_virtual_tokens
+        self.stack = EncoderStack(encoder_config, num_layers=config.num_blocks)
+        self.side = nn.Parameter(torch.zeros(2, config.d_modulation))  # question's, document's
+        self.evidence = nn.Linear(config.d_modulation, 1)
+        nn.init.normal_(self.evidence.weight, std=0.02)
+        nn.init.zeros_(self.evidence.bias)
+
+    def keys(self, slots: Tensor, mask: Tensor) -> AggregationKeys:
+        """Nothing: all that no question changes is in the slots already."""
+        return AggregationKeys(tensors=())
+
+    def forward(
+        self, question: QuestionEncoding, bank: BankSlice, keys: AggregationKeys
+    ) -> TargetModulation:
+        """Refine, score and keep; above the first level the scores are there and slots stay."""
+        batch, documents = bank.log_prior.shape
+        mask = bank.mask.expand(batch, -1, -1)
+        if bank.log_bias is not None:
+            slots = bank.slots.expand(batch, -1, -1, -1)
+            scores = bank.log_bias.expand(batch, -1, -1).float()
+        else:
+            mask = mask & (bank.log_prior > -torch.inf)[..., None]
+            slots = self._refine(question, bank.slots.expand(batch, -1, -1, -1), mask)
+            scores = self.evidence(slots).squeeze(-1).float() + bank.log_prior[:, :, None]
+        scores = scores.masked_fill(~mask, -torch.inf)  # (batch, documents, virtual_tokens)
+        return self._keep(slots, scores, bank)
+
+    def _refine(self, question: QuestionEncoding, slots: Tensor, mask: Tensor) -> Tensor:
+        """`(batch, documents, virtual_tokens, d_modulation)` with the question in sight."""
+        batch, documents, virtual_tokens, width = slots.shape
+        flat_mask = mask.flatten(0, 1)  # (batch * documents, virtual_tokens)
+        lengths = flat_mask.sum(1)
+        order = lengths.argsort()
+        order = order[lengths[order] > 0]
+        flat = slots.flatten(0, 1)
+        refined = flat.new_zeros(batch * documents, virtual_tokens, width)
+        parts = max(1, min(MAX_PARTS, len(order) // MIN_PART))
+        states = question.states + self.side[0]
+        for pairs in order.chunk(parts) if len(order) else ():
+            longest = int(lengths[pairs[-1]])
+            longest = min(-(-longest // LENGTH_ROUND) * LENGTH_ROUND, virtual_tokens)
+            rows = pairs // documents
+            both = torch.cat([states[rows], flat[pairs, :longest] + self.side[1]], dim=1)
+            real = torch.cat([question.mask[rows], flat_mask[pairs, :longest]], dim=1)
+            read = self.stack(both, real)[:, states.shape[1] :]  # (pairs, longest, d_modulation)
+            refined = refined.to(read.dtype)
+            refined = refined.index_put(
+                (pairs[:, None], torch.arange(longest, device=pairs.device)), read
+            )
+        return refined.reshape(batch, documents, virtual_tokens, width)
+
+    def _keep(self, slots: Tensor, scores: Tensor, bank: BankSlice) -> TargetModulation:
+        """The best slots of the group, and each document's share of their weight."""
+        batch, documents, virtual_tokens = scores.shape
+        flat = scores.flatten(1)  # (batch, documents * virtual_tokens)
+        kept = min(self.num_virtual_tokens, flat.shape[1])
+        log_bias, index = flat.topk(kept, dim=1)  # (batch, kept)
+        chosen = slots.flatten(1, 2).gather(1, index[..., None].expand(-1, -1, slots.shape[-1]))
+        weights = torch.softmax(log_bias, dim=1).nan_to_num()  # a row without slots has no mass
+        mass = weights.new_zeros(batch, documents).scatter_add(1, index // virtual_tokens, weights)
+        origin = None
+        if bank.origin is not None:
+            columns = bank.origin.expand(batch, -1, -1, -1).flatten(1, 2)
+            origin = columns.gather(1, index[..., None].expand(-1, -1, columns.shape[-1]))
+        return TargetModulation(slots=chosen, log_bias=log_bias, document_mass=mass, origin=origin)
