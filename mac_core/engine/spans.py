@@ -11,11 +11,14 @@ import re
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 # Ideographs stand alone, as WordPiece cuts them; then words; then one mark at a time.
 _UNIT = re.compile(r"[\u3400-\u9fff\uf900-\ufaff]|[^\W_\u3400-\u9fff\uf900-\ufaff]+|[^\w\s]|_")
 _SENTENCE_END = re.compile(r"[.!?][\"'\u201d\u2019)\]]*\s+(?=[\"'\u201c\u2018(\[]?[^\W_a-z])|\n+")
-_SAME_MARK = str.maketrans("‘’‛“”„–—−‐‑", "'''\"\"\"-----")
+_SAME_MARK = str.maketrans("‘’‚‛`´“”„‟–—―−‐‑‒ς", "''''''\"\"\"\"-------σ")
+_INSIDE_NUMBER = re.compile(r"(?<=\d)[.,](?=\d)")
+_UNSEEN = {"Mn", "Cc", "Cf"}
 
 MAX_SNIPPET_CHARS = 320
 DEFAULT_SNIPPET_CHARS = 200
@@ -33,12 +36,18 @@ class _Unit:
 def find_answer(answer: str, text: str) -> tuple[int, int] | None:
     """First occurrence of `answer` in `text` as whole words; half-open, in characters.
 
-    Case, accents, typographic quotes and dashes, and spacing around punctuation don't count.
-    Punctuation at the ends of `answer` counts only if the text has it too.
+    Case, accents, typographic quotes and dashes, invisible characters, and spacing around
+    punctuation don't count. Punctuation at the ends of `answer` counts only if the text has it
+    too. Part of a number, such as the 3 of 3,000, is no whole word.
     """
     wanted = [unit.folded for unit in _units(answer)]
     found = _find_units(wanted, text)
     return found or _find_units(_strip_marks(wanted), text)
+
+
+def words_of(text: str) -> list[str]:
+    """The words of `text`, folded as they are compared; no punctuation."""
+    return [unit.folded for unit in _units(text) if unit.folded[0].isalnum()]
 
 
 def snippet(text: str, span: tuple[int, int] | None) -> str:
@@ -56,10 +65,14 @@ def _find_units(wanted: Sequence[str], text: str) -> tuple[int, int] | None:
     if not wanted:
         return None
     units = _units(text)
+    inside = {match.start() for match in _INSIDE_NUMBER.finditer(text)}
     for first in range(len(units) - len(wanted) + 1):
         window = units[first : first + len(wanted)]
-        if all(unit.folded == word for unit, word in zip(window, wanted, strict=True)):
-            return window[0].start, _end_with_accents(text, window[-1].end)
+        if any(unit.folded != word for unit, word in zip(window, wanted, strict=True)):
+            continue
+        start, end = window[0].start, window[-1].end
+        if start - 1 not in inside and end not in inside:
+            return start, _end_with_accents(text, end)
     return None
 
 
@@ -83,11 +96,20 @@ def _units(text: str) -> list[_Unit]:
 
 
 def _fold(character: str) -> str:
-    """Lower case without accents: what an uncased WordPiece normaliser makes of it."""
-    if character.isascii():
-        return character.lower()
-    decomposed = unicodedata.normalize("NFD", character.translate(_SAME_MARK).lower())
-    return "".join(part for part in decomposed if unicodedata.category(part) != "Mn")
+    """Lower case without accents, as an uncased WordPiece normaliser has it; ligatures apart.
+
+    Control and format characters (soft hyphens, joiners, directions) vanish there and here.
+    """
+    if character.isascii() and character.isprintable():
+        return character.translate(_SAME_MARK).lower()
+    if character.isspace():
+        return " "
+    # Compatible forms of letters and digits only: 10² is not 102.
+    form: Literal["NFD", "NFKD"] = "NFD"
+    if character.isalpha() or character.isdecimal():
+        form = "NFKD"
+    decomposed = unicodedata.normalize(form, character.lower()).translate(_SAME_MARK)
+    return "".join(part for part in decomposed if unicodedata.category(part) not in _UNSEEN)
 
 
 def _end_with_accents(text: str, end: int) -> int:
