@@ -16,9 +16,9 @@ SHIPPED = Path(mac_core.bundles.__file__).parent / "mini" / "tokenizer.json"
 TOKENIZER = Tokenizer(SHIPPED.read_text(encoding="utf-8"))
 # Letters with and without accents, composed and not; marks, quotes, dashes; what is not seen.
 LETTERS = "abcéÉöñçİŁß\u0301θΣς東京서"
-MARKS = ".,;:!?'\"’‘“”«»()[]-–—‑/&%$€£°_#@*+=<>…\u00ad\u200b\u200e"
+MARKS = ".,;:!?'\"’‘“”«»()[]-–—‑/&%$€£°_#@*+=<>…\u00ad\u200b\u200e\x0c"
 WORDS = st.text(alphabet=LETTERS + "0123456789" + MARKS, min_size=1, max_size=8)
-SPACES = st.sampled_from([" ", "  ", "\n", "\u00a0", " \t"])
+SPACES = st.sampled_from([" ", "  ", "\n", "\u00a0", "\u2028", " \t"])
 
 
 @pytest.mark.parametrize(
@@ -50,6 +50,7 @@ SPACES = st.sampled_from([" ", "  ", "\n", "\u00a0", " \t"])
         ("1918", "It ended in 1918, late.", "1918"),
         ("cooperate", "they co\u00adoperate now", "co\u00adoperate"),
         ("salam", "called \u200esa\u200clam\u200e here", "sa\u200clam"),
+        ("cooperate", "co\x0cope\x1frate", "co\x0cope\x1frate"),
         ("fiction", "a \ufb01ction", "\ufb01ction"),
         ("2024", "in ２０２４", "２０２４"),
         ("rock ' n ' roll", "Rock `n´ Roll", "Rock `n´ Roll"),
