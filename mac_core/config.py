@@ -16,6 +16,7 @@ AnswerFeature = Literal[
     "log_num_tokens",
     "cosine",
     "overlap",
+    "sentence_overlap",
     "is_literal",
 ]
 ANSWER_FEATURES: tuple[AnswerFeature, ...] = get_args(AnswerFeature)

@@ -78,13 +78,16 @@ def features_of(
     """
     logs = [log(max(p, MIN_PROBABILITY)) for p in _probabilities(generated)]
     best = selected[0] if selected and what_was_read(request) != "none" else None
+    literal = [source for source in sources if source.span is not None]
     return {
         "mean_log_probability": sum(logs) / len(logs),
         "min_log_probability": min(logs),
         "log_num_tokens": log1p(len(generated.token_ids)),
         "cosine": best.cosine if best else 0.0,
         "overlap": _overlap(request.question, best.entry.text) if best else 0.0,
-        "is_literal": float(any(source.span is not None for source in sources)),
+        # Of the sentence in which the answer stands: the right one speaks of what was asked.
+        "sentence_overlap": _overlap(request.question, literal[0].snippet) if literal else 0.0,
+        "is_literal": float(bool(literal)),
     }
 
 

@@ -64,6 +64,7 @@ def test_features_of_an_answer_are_what_their_names_say() -> None:
         "log_num_tokens": pytest.approx(log(3)),
         "cosine": made.features["cosine"],
         "overlap": pytest.approx(2 / 3),  # "flow" is not "flows"
+        "sentence_overlap": 0.0,  # it stands in none
         "is_literal": 0.0,
     }
     assert set(made.features) == set(ANSWER_FEATURES)
@@ -76,8 +77,17 @@ def test_cosine_is_that_of_the_best_document_and_there_is_none_in_mode_text() ->
     assert judged("hamburg", mode="text").features["cosine"] == 0.0
 
 
-def test_an_answer_that_stands_in_a_source_is_literal() -> None:
-    assert judged("elbe flows").features["is_literal"] == 1.0
+@pytest.mark.parametrize(
+    ("answer", "overlap"), [("Bergen", 0.0), ("river elbe", 2 / 3), ("rains in", 0.0)]
+)
+def test_an_answer_that_stands_in_a_source_is_judged_by_its_sentence(
+    answer: str, overlap: float
+) -> None:
+    both = Document(id="both", text=f"{RAIN.text} {RIVER.text}")
+    features = judged(answer, documents=[both]).features
+    assert features["is_literal"] == 1.0
+    assert features["sentence_overlap"] == pytest.approx(overlap)
+    assert features["overlap"] == pytest.approx(2 / 3)
 
 
 def test_no_feature_depends_on_what_else_is_in_the_bank() -> None:
@@ -88,8 +98,9 @@ def test_no_feature_depends_on_what_else_is_in_the_bank() -> None:
 
 @pytest.mark.parametrize("mode", ["none", "memory"])
 def test_features_without_documents_are_those_of_the_words_alone(mode: Mode) -> None:
+    nothing = ("cosine", "overlap", "sentence_overlap", "is_literal")
     made = judged("hamburg", documents=[] if mode == "memory" else [RIVER], mode=mode)
-    assert [made.features[name] for name in ("cosine", "overlap", "is_literal")] == [0.0] * 3
+    assert [made.features[name] for name in nothing] == [0.0] * 4
     assert made.features["mean_log_probability"] < 0.0
 
 

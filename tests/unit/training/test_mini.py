@@ -124,6 +124,6 @@ def test_command_trains_exports_and_prints_what_it_measured(tmp_path: Path) -> N
     bundle = load_bundle(tmp_path / "bundle")
     assert measured["top_k"] == bundle.config.selection.top_k
     assert measured["questions"] == 4
-    assert (
-        measured["confidence"]["memory"]["threshold"] == bundle.config.confidence.memory.threshold
-    )
+    assert bundle.config.confidence.memory is not None
+    threshold = bundle.config.confidence.memory.threshold
+    assert measured["confidence"]["memory"]["threshold"] == threshold
