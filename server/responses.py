@@ -17,8 +17,9 @@ from mac_core.types import (
 )
 from server.problems import classify
 
-NO_DOCUMENT_NOTE = "no document was used: the base LM was on its own"
+NO_DOCUMENT_NOTE = "no document was used: the base LM answered on its own"
 NO_ANSWER_NOTE = "no answer: nothing in the bank answers this with the confidence asked for"
+NOTHING_NOTE = "no answer: no document was used, and the base LM alone is not as confident as asked"
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -239,9 +240,9 @@ class AskResponse(BaseModel):
 
 
 def _note(answer: Answer) -> str | None:
-    notes = [NO_ANSWER_NOTE] if answer.text is None else []
-    notes += [] if answer.sources else [NO_DOCUMENT_NOTE]
-    return "; ".join(notes) or None
+    if answer.text is None:
+        return NO_ANSWER_NOTE if answer.sources else NOTHING_NOTE
+    return None if answer.sources else NO_DOCUMENT_NOTE
 
 
 class Liveness(BaseModel):

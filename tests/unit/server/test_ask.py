@@ -107,8 +107,7 @@ async def test_the_bare_model_can_abstain_too(client: httpx.AsyncClient) -> None
     asked = {**QUESTION, "mode": "none", "min_confidence": 1.0}
     body = (await client.post("/ask", json=asked)).json()
     assert body["answer"] is None
-    assert body["note"].startswith("no answer: ")
-    assert "no document was used" in body["note"]
+    assert body["note"].startswith("no answer: no document was used")
 
 
 @pytest.mark.parametrize("least", [None, 0, 0.0, 0.5])
