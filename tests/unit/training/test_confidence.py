@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import pytest
 import torch
 from torch import Tensor
 
+import mac_core.training.confidence as confidence
 from mac_core.config import ANSWER_FEATURES, ConfidenceWeights
 from mac_core.engine.confidence import Judged, probability
 from mac_core.evaluation.learned import learn_documents
@@ -208,6 +210,31 @@ def test_every_mode_is_calibrated_on_a_bank_without_half_of_its_documents() -> N
     assert quality["memory"].num_answers == quality["none"].num_answers == len(FACTS) // 2
     features = dict.fromkeys(ANSWER_FEATURES, 0.0)
     assert 0.0 < probability(config.memory, features) < 1.0
+
+
+def test_the_bare_models_answers_are_judged_as_if_no_document_were_gone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    gone: dict[str, int] = {}
+
+    def answer(
+        model: object,
+        bank: object,
+        view: object,
+        mode: str,
+        questions: Sequence[object],
+        removed: set[str],
+    ) -> list[Outcome]:
+        gone[mode] = len(removed)
+        return [outcome(f1=1.0) for _ in questions]
+
+    monkeypatch.setattr(confidence, "ask", answer)
+    model, held_out = tiny_bert_model(), HeldOut.of(paragraphs())
+    bank = MemoryBank(model.config.selection)
+    learn_documents(model, bank, held_out.documents, batch_size=4)
+    calibrate_confidence(model, bank, held_out, num_questions=9, seed=0)
+    half = len(FACTS) // 2
+    assert gone == {"none": 0, "text": half, "memory": half, "hybrid": half}
 
 
 def test_halves_share_no_article() -> None:
