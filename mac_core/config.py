@@ -4,9 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
+from math import isfinite
 from typing import Any, Literal, TypeVar, get_args, get_type_hints
 
 T = TypeVar("T")
+
+# What a confidence is computed from; `mac_core.engine.confidence` says how each is measured.
+AnswerFeature = Literal[
+    "mean_log_probability",
+    "min_log_probability",
+    "log_num_tokens",
+    "cosine",
+    "overlap",
+    "sentence_overlap",
+    "is_literal",
+]
+ANSWER_FEATURES: tuple[AnswerFeature, ...] = get_args(AnswerFeature)
 
 
 def _check_positive(owner: object, *names: str) -> None:
@@ -119,6 +132,38 @@ class SelectionConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ConfidenceWeights:
+    """Logistic regression: the probability of being right = sigmoid(bias + weights x features)."""
+
+    weights: Mapping[str, float]  # by `AnswerFeature`; one that is not named weighs nothing
+    bias: float
+    threshold: float  # the min_confidence that did best on held-out articles, in [0, 1]
+
+    def __post_init__(self) -> None:
+        unknown = sorted(set(self.weights) - set(ANSWER_FEATURES))
+        if unknown:
+            raise ValueError(f"no feature of an answer is called {', '.join(unknown)}")
+        for name, value in (*self.weights.items(), ("bias", self.bias)):
+            if not isfinite(value):
+                raise ValueError(f"{name}={value} is not finite")
+        if not 0.0 <= self.threshold <= 1.0:
+            raise ValueError(f"threshold={self.threshold} is not in [0, 1]")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConfidenceConfig:
+    """Calibrated confidence, by what an answer was made from.
+
+    Where there are no weights, the confidence is the mean probability of the answer's tokens.
+    """
+
+    none: ConfidenceWeights | None = None  # no document, whatever the mode: an empty bank too
+    text: ConfidenceWeights | None = None
+    memory: ConfidenceWeights | None = None
+    hybrid: ConfidenceWeights | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ModelConfig:
     """Everything that, with the weights, makes a bundle."""
 
@@ -128,6 +173,7 @@ class ModelConfig:
     prefix: PrefixConfig
     selection: SelectionConfig
     pointer: PointerConfig | None = None
+    confidence: ConfidenceConfig = ConfidenceConfig()
     max_question_tokens: int = 64
     max_text_tokens: int = 320  # document text in the prompt, modes text and hybrid
     # bidirectional: the prompt's tokens see each other both ways, as in a prefix LM (Raffel et al.

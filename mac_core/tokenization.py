@@ -7,6 +7,7 @@ Nor does text: a literal `[SEP]` in a document is three pieces like any other, n
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Sequence
 
 from tokenizers import Tokenizer as FastTokenizer
@@ -22,6 +23,8 @@ class Tokenizer:
         self._fast.no_padding()
         self._fast.no_truncation()
         self._fast.encode_special_tokens = True
+        decoder = json.loads(tokenizer_json).get("decoder") or {}
+        self._continuation = decoder["prefix"] if decoder.get("type") == "WordPiece" else ""
 
     @property
     def vocabulary_size(self) -> int:
@@ -45,4 +48,9 @@ class Tokenizer:
         return list(encoding.ids), list(encoding.offsets)
 
     def decode(self, ids: Sequence[int]) -> str:
-        return str(self._fast.decode(list(ids), skip_special_tokens=True))
+        """The text of `ids`; WordPiece's `##` is nobody's text, also where a word is begun inside.
+
+        Text that begins with a literal `##` is two marks to WordPiece, and keeps them.
+        """
+        text = str(self._fast.decode(list(ids), skip_special_tokens=True))
+        return text.removeprefix(self._continuation) if self._continuation else text

@@ -105,6 +105,7 @@ class Question:
     as_of: float | None = None  # seconds since the epoch: only documents published until then
     min_version: int | None = None
     timeout_ms: float | None = None
+    min_confidence: float = 0.0  # in [0, 1]; below it the answer is withheld; 0: never
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -151,8 +152,8 @@ class Timings:
 class Answer:
     """An answer and what it rests on."""
 
-    text: str
-    confidence: float  # mean probability of the answer's tokens, in [0, 1]
+    text: str | None  # None: abstained; the model wrote nothing, or was not confident enough
+    confidence: float  # probability that what was written is right, in [0, 1]; 0: nothing was
     sources: tuple[Source, ...]  # empty: no document was used
     bank_version: int
     usage: Usage

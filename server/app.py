@@ -92,6 +92,8 @@ def _openapi(app: FastAPI, settings: Settings) -> dict[str, Any]:
         schemas = schema["components"]["schemas"]
         schemas["Problem"] = Problem.model_json_schema()
         schemas["DocumentBody"]["properties"]["text"]["maxLength"] = settings.max_document_chars
+        asking = schemas["AskBody"]["properties"]
+        asking["min_confidence"]["default"] = settings.min_confidence
         schema["info"]["x-max-body-bytes"] = settings.max_body_bytes
         app.openapi_schema = schema
     return app.openapi_schema

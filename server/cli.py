@@ -132,14 +132,20 @@ def ask(
     url: Url = DEFAULT_URL,
     mode: Annotated[str, typer.Option(help="memory, hybrid, text or none.")] = "hybrid",
     namespace: Annotated[str, typer.Option(help="Whose documents answer.")] = "default",
+    min_confidence: Annotated[
+        float | None, typer.Option(min=0, max=1, help="Below it, no answer; the server's own.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the response as it is.")] = False,
 ) -> None:
-    """Ask one question; prints the answer, its confidence and the sources it rests on."""
+    """Ask one question; prints the answer or that there is none, its confidence and sources."""
     from server.client import Client, ServerRefused
 
+    payload: dict[str, Any] = {"question": question, "mode": mode, "namespace": namespace}
+    if min_confidence is not None:
+        payload["min_confidence"] = min_confidence
     client = Client(url)
     try:
-        answer = client.ask({"question": question, "mode": mode, "namespace": namespace})
+        answer = client.ask(payload)
     except ServerRefused as error:
         typer.echo(f"mac ask: {error}", err=True)
         raise typer.Exit(1) from None
@@ -149,9 +155,9 @@ def ask(
 
 
 def _readable(answer: dict[str, Any]) -> str:
-    lines = [answer["answer"], f"confidence {answer['confidence']:.2f}"]
-    if answer["note"]:
-        lines.append(answer["note"])
+    said = [answer["answer"], answer["note"]]  # without an answer the note says why
+    shown = [line for line in said if line]
+    lines = [shown[0], f"confidence {answer['confidence']:.2f}", *shown[1:]]
     lines += [
         f"  {source['score']:.2f}  {source['id']}  {source['title'] or ''}\n"
         f"        {source['snippet']}"

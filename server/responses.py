@@ -18,6 +18,8 @@ from mac_core.types import (
 from server.problems import classify
 
 NO_DOCUMENT_NOTE = "no document was used: the base LM answered on its own"
+NO_ANSWER_NOTE = "no answer: nothing in the bank answers this with the confidence asked for"
+NOTHING_NOTE = "no answer: no document was used, and the base LM alone is not as confident as asked"
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -197,13 +199,23 @@ class TimingsBody(BaseModel):
 
 
 class AskResponse(BaseModel):
-    """An answer, what it rests on, and what it cost."""
+    """An answer, what it rests on, and what it cost; or what was read in vain."""
 
-    answer: str
-    confidence: float = Field(description="mean probability of the answer's tokens, in [0, 1]")
-    sources: list[SourceBody]
+    answer: str | None = Field(
+        description="null: abstained; its confidence is below `min_confidence`, or it was empty"
+    )
+    confidence: float = Field(
+        ge=0,
+        le=1,
+        description="probability that the answer, given or withheld, is right; 0 when it was empty."
+        " Where the bundle has no weights for the mode (`model.config.confidence` of /version),"
+        " the mean probability of its tokens, which is no such thing",
+    )
+    sources: list[SourceBody] = Field(
+        description="what was read, also when there is no answer; spans are null then"
+    )
     num_documents_used: int
-    note: str | None = Field(description="set when no document was used")
+    note: str | None = Field(description="set when there is no answer, or no document was used")
     mode: Mode
     bank_version: int
     usage: UsageBody
@@ -218,13 +230,19 @@ class AskResponse(BaseModel):
             confidence=answer.confidence,
             sources=[SourceBody.model_validate(source) for source in answer.sources],
             num_documents_used=used,
-            note=None if used else NO_DOCUMENT_NOTE,
+            note=_note(answer),
             mode=mode,
             bank_version=answer.bank_version,
             usage=UsageBody.model_validate(answer.usage),
             timings_ms=TimingsBody.model_validate(answer.timings_ms),
             model=answer.model,
         )
+
+
+def _note(answer: Answer) -> str | None:
+    if answer.text is None:
+        return NO_ANSWER_NOTE if answer.sources else NOTHING_NOTE
+    return None if answer.sources else NO_DOCUMENT_NOTE
 
 
 class Liveness(BaseModel):

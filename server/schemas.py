@@ -234,3 +234,9 @@ class AskBody(Body):
         default=None, ge=0, le=INT64_MAX, description="wait for this bank version, then 409"
     )
     timeout_ms: float | None = Field(default=None, gt=0, le=600_000)
+    min_confidence: float | None = Field(
+        default=None,
+        ge=0,
+        le=1,
+        description="below this confidence `answer` is null; null: the server's MAC_MIN_CONFIDENCE",
+    )

@@ -48,6 +48,7 @@ class Settings(BaseSettings):
     max_batch_questions: int = Field(default=_ENGINE.max_batch_questions, ge=1)
     max_batch_chunks: int = Field(default=_ENGINE.max_batch_chunks, ge=1)
     default_timeout_ms: float = Field(default=_ENGINE.default_timeout_ms, gt=0)
+    min_confidence: float = Field(default=0.0, ge=0, le=1)  # of a request that gives none
     shutdown_timeout_s: float = Field(default=30.0, gt=0)
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["json", "console"] = "json"

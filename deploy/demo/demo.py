@@ -108,8 +108,8 @@ def make_table(
     return table
 
 
-def make_answer(answer: str, accepted: Sequence[str]) -> Text:
-    shown = shorten(answer, MAX_SHOWN_CHARS, placeholder=" …") or "(nothing)"
+def make_answer(answer: str | None, accepted: Sequence[str]) -> Text:
+    shown = shorten(answer or "", MAX_SHOWN_CHARS, placeholder=" …") or "(nothing)"
     if is_correct(answer, accepted):
         return Text(f"✓ {shown}", style="green")
     return Text(f"✗ {shown}", style="red")

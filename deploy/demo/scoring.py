@@ -17,9 +17,9 @@ _PUNCTUATION = str.maketrans("", "", string.punctuation)
 _ARTICLES = re.compile(r"\b(?:a|an|the)\b")
 
 
-def is_correct(answer: str, accepted: Sequence[str]) -> bool:
-    """Apply `RULE`."""
-    words = normalize(answer)
+def is_correct(answer: str | None, accepted: Sequence[str]) -> bool:
+    """Apply `RULE`; no answer is never correct."""
+    words = normalize(answer or "")
     return any(
         words == one or (len(words) <= MAX_WORDS and holds(words, one))
         for one in map(normalize, accepted)

@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 
 from mac_core.config import EngineConfig
 from mac_core.engine.batch_cap import BatchCap, is_out_of_memory
+from mac_core.engine.confidence import judge
 from mac_core.engine.learning import engine_failed
 from mac_core.engine.ports import AnsweringModel
 from mac_core.engine.selecting import Selecting
-from mac_core.engine.sources import sources_of
 from mac_core.engine.tickets import QuestionTicket
 from mac_core.engine.validation import check_question
 from mac_core.errors import BankBehind, NotReady, QuestionTooLong
@@ -184,12 +184,13 @@ class Asking:
         generated: Generated,
         phases: PhaseClock,
     ) -> Answer:
-        text, sources = sources_of(request, selected, generated)
+        judged = judge(self._model.config.confidence, request, selected, generated)
+        judged = judged.withheld_below(row.question.min_confidence)
         ticket = row.ticket
         return Answer(
-            text=text,
-            confidence=generated.confidence,
-            sources=sources,
+            text=judged.text,
+            confidence=judged.confidence,
+            sources=judged.sources,
             bank_version=row.view.version,
             usage=Usage(
                 prompt_tokens=generated.num_prompt_tokens,

@@ -11,11 +11,15 @@ import re
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 # Ideographs stand alone, as WordPiece cuts them; then words; then one mark at a time.
 _UNIT = re.compile(r"[\u3400-\u9fff\uf900-\ufaff]|[^\W_\u3400-\u9fff\uf900-\ufaff]+|[^\w\s]|_")
 _SENTENCE_END = re.compile(r"[.!?][\"'\u201d\u2019)\]]*\s+(?=[\"'\u201c\u2018(\[]?[^\W_a-z])|\n+")
-_SAME_MARK = str.maketrans("‘’‛“”„–—−‐‑", "'''\"\"\"-----")
+_SAME_MARK = str.maketrans("‘’‚‛`´“”„‟–—―−‐‑‒ς", "''''''\"\"\"\"-------σ")
+_INSIDE_NUMBER = re.compile(r"(?<=\d)[.,](?=\d)")
+_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
+_UNSEEN = {"Mn", "Cc", "Cf"}
 
 MAX_SNIPPET_CHARS = 320
 DEFAULT_SNIPPET_CHARS = 200
@@ -33,12 +37,20 @@ class _Unit:
 def find_answer(answer: str, text: str) -> tuple[int, int] | None:
     """First occurrence of `answer` in `text` as whole words; half-open, in characters.
 
-    Case, accents, typographic quotes and dashes, and spacing around punctuation don't count.
-    Punctuation at the ends of `answer` counts only if the text has it too.
+    Case, accents, typographic quotes and dashes, invisible characters, and spacing around
+    punctuation don't count. Punctuation at the ends of `answer` counts only if the text has it
+    too. Part of a number, such as the 3 of 3,000, is no whole word.
     """
     wanted = [unit.folded for unit in _units(answer)]
-    found = _find_units(wanted, text)
-    return found or _find_units(_strip_marks(wanted), text)
+    units = _units(text)
+    inside = {match.start() for match in _INSIDE_NUMBER.finditer(text)}
+    found = _find_units(wanted, units, inside) or _find_units(_strip_marks(wanted), units, inside)
+    return None if found is None else (found[0], _end_with_accents(text, found[1]))
+
+
+def words_of(text: str) -> list[str]:
+    """The words of `text`, folded as they are compared; no punctuation."""
+    return [unit.folded for unit in _units(text) if unit.folded[0].isalnum()]
 
 
 def snippet(text: str, span: tuple[int, int] | None) -> str:
@@ -52,14 +64,25 @@ def snippet(text: str, span: tuple[int, int] | None) -> str:
     return _clip(text, start, end, MAX_SNIPPET_CHARS)
 
 
-def _find_units(wanted: Sequence[str], text: str) -> tuple[int, int] | None:
+def _find_units(
+    wanted: Sequence[str], units: Sequence[_Unit], inside: set[int]
+) -> tuple[int, int] | None:
+    """Half-open range of the first run of units that spells `wanted`.
+
+    Args:
+        inside: places of the points and commas within numbers; no run begins or ends at one.
+    """
     if not wanted:
         return None
-    units = _units(text)
     for first in range(len(units) - len(wanted) + 1):
+        if units[first].folded != wanted[0]:
+            continue
         window = units[first : first + len(wanted)]
-        if all(unit.folded == word for unit, word in zip(window, wanted, strict=True)):
-            return window[0].start, _end_with_accents(text, window[-1].end)
+        if any(unit.folded != word for unit, word in zip(window, wanted, strict=True)):
+            continue
+        start, end = window[0].start, window[-1].end
+        if start - 1 not in inside and end not in inside:
+            return start, end
     return None
 
 
@@ -70,6 +93,10 @@ def _strip_marks(wanted: Sequence[str]) -> Sequence[str]:
 
 
 def _units(text: str) -> list[_Unit]:
+    if text.isascii() and not _CONTROL.search(text):
+        # Folding keeps every character's place: no table of origins.
+        found = _UNIT.finditer(text.translate(_SAME_MARK).lower())
+        return [_Unit(match.group(), match.start(), match.end()) for match in found]
     folded: list[str] = []
     origins: list[int] = []  # per folded character: its character in `text`
     for origin, character in enumerate(text):
@@ -83,11 +110,20 @@ def _units(text: str) -> list[_Unit]:
 
 
 def _fold(character: str) -> str:
-    """Lower case without accents: what an uncased WordPiece normaliser makes of it."""
-    if character.isascii():
-        return character.lower()
-    decomposed = unicodedata.normalize("NFD", character.translate(_SAME_MARK).lower())
-    return "".join(part for part in decomposed if unicodedata.category(part) != "Mn")
+    """Lower case without accents, as an uncased WordPiece normaliser has it; ligatures apart.
+
+    Control and format characters (soft hyphens, joiners, directions) vanish there and here.
+    """
+    if character.isascii() and character.isprintable():
+        return character.translate(_SAME_MARK).lower()
+    if character in "\t\n\r" or unicodedata.category(character) in ("Zs", "Zl", "Zp"):
+        return " "
+    # Compatible forms of letters and digits only: 10² is not 102.
+    form: Literal["NFD", "NFKD"] = "NFD"
+    if character.isalpha() or character.isdecimal():
+        form = "NFKD"
+    decomposed = unicodedata.normalize(form, character.lower()).translate(_SAME_MARK)
+    return "".join(part for part in decomposed if unicodedata.category(part) not in _UNSEEN)
 
 
 def _end_with_accents(text: str, end: int) -> int:

@@ -90,6 +90,8 @@ def check_question(question: Question) -> None:
         raise InvalidInput(f"max_new_tokens={question.max_new_tokens} is below 1")
     if not (math.isfinite(question.temperature) and question.temperature >= 0):
         raise InvalidInput(f"temperature={question.temperature} is not a number from 0 on")
+    if not 0.0 <= question.min_confidence <= 1.0:  # nor NaN
+        raise InvalidInput(f"min_confidence={question.min_confidence} is not in [0, 1]")
     if question.timeout_ms is not None and math.isnan(question.timeout_ms):
         raise InvalidInput(f"timeout_ms={question.timeout_ms} is not a number")
     _check_metadata(question.filter)

@@ -35,6 +35,7 @@ class Selected:
     entry: BankEntry
     score: float  # dense_scale * cosine + bm25_scale * BM25; mode bm25: the second term alone
     log_prior: float  # log-softmax of the scores of all that were chosen with it
+    cosine: float  # of question and chunk; 0 in mode bm25, which reads no query
 
 
 class MemoryBank:
@@ -168,12 +169,13 @@ class MemoryBank:
         for query, near, text in zip(queries, cosines, texts, strict=True):
             bm25 = self._bm25(view, text)
             rows = self._candidates(near, bm25, eligible, top_k=top_k, mode=mode)
-            scores = bm25[rows] * self._selection.bm25_scale
+            exact = torch.zeros(len(rows))
             if mode == "fused":
                 keys = view.selection_keys[rows.to(self._device)]
-                scores += self._selection.dense_scale * exact_cosines(keys, query).cpu()
+                exact = exact_cosines(keys, query).cpu()
+            scores = self._selection.bm25_scale * bm25[rows] + self._selection.dense_scale * exact
             rank = bm25[rows] if mode == "bm25" else scores
-            selected.append(_best(view, rows, scores, rank, top_k=top_k))
+            selected.append(_best(view, rows, scores, rank, exact, top_k=top_k))
         return selected
 
     def _candidates(
@@ -219,15 +221,19 @@ def _eligible(
 
 
 def _best(
-    view: BankView, rows: Tensor, scores: Tensor, rank: Tensor, *, top_k: int
+    view: BankView, rows: Tensor, scores: Tensor, rank: Tensor, cosines: Tensor, *, top_k: int
 ) -> list[Selected]:
     """The `top_k` entries (0: all) among `rows` by `rank`, best first."""
     order = rank.sort(descending=True, stable=True).indices
     kept = order[:top_k] if top_k else order
     priors = scores[kept].log_softmax(dim=0)
     return [
-        Selected(entry=view.entries[row], score=score, log_prior=prior)
-        for row, score, prior in zip(
-            rows[kept].tolist(), scores[kept].tolist(), priors.tolist(), strict=True
+        Selected(entry=view.entries[row], score=score, log_prior=prior, cosine=cosine)
+        for row, score, prior, cosine in zip(
+            rows[kept].tolist(),
+            scores[kept].tolist(),
+            priors.tolist(),
+            cosines[kept].tolist(),
+            strict=True,
         )
     ]

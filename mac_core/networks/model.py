@@ -74,6 +74,7 @@ class Generated:
     num_prompt_tokens: int
     num_prefix_tokens: int
     num_completion_tokens: int
+    probabilities: tuple[float, ...] = ()  # of its tokens, and of the one that closes it
 
 
 class MacModel(nn.Module):
@@ -234,6 +235,7 @@ class MacModel(nn.Module):
                 num_prompt_tokens=num_prompt[row.index],
                 num_prefix_tokens=self._num_prefix_tokens(prefix, row.index),
                 num_completion_tokens=len(row.token_ids),
+                probabilities=tuple(row.probabilities),
             )
             for request, row in zip(requests, rows, strict=True)
         ]

@@ -1,4 +1,5 @@
-"""After training: how much dense and BM25 scores say, and how many documents to aggregate.
+"""After training: how much dense and BM25 scores say, how many documents to aggregate, and how
+sure an answer is.
 
 Fitted on held-out train articles that no step has seen. The scales make the selection's softmax a
 probability: the likelihood of the right document among all of the held-out bank is maximal.
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mac_core.config import SelectionConfig
+from mac_core.config import ConfidenceConfig, SelectionConfig
 from mac_core.evaluation.answer_log import AnswerLog
 from mac_core.evaluation.dataset import SquadQuestion
 from mac_core.evaluation.learned import learn_documents
@@ -22,44 +23,12 @@ from mac_core.evaluation.results import score_mode
 from mac_core.memory.bank import BankView, MemoryBank
 from mac_core.memory.index import Bm25Index
 from mac_core.networks.model import MacModel
-from mac_core.training.corpora import Paragraph
-from mac_core.types import Document
+from mac_core.training.confidence import ConfidenceQuality, calibrate_confidence
+from mac_core.training.held_out import HeldOut
 
 TOP_KS = (1, 2, 4, 8)
 PULL = 1e-3
 MAX_LOG_SCALE = 7.0  # no score needs a factor of over a thousand
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class HeldOut:
-    """Held-out paragraphs as documents, and their questions."""
-
-    documents: tuple[Document, ...]
-    questions: tuple[SquadQuestion, ...]
-
-    @classmethod
-    def of(cls, paragraphs: Sequence[Paragraph]) -> HeldOut:
-        documents, questions = list[Document](), list[SquadQuestion]()
-        for number, paragraph in enumerate(paragraphs):
-            name = f"held-out-{number:05d}"
-            documents.append(Document(id=name, title=paragraph.article, text=paragraph.text))
-            questions += [
-                SquadQuestion(
-                    id=f"{name}-{place}",
-                    text=question.question,
-                    references=question.answers,
-                    document_id=name,
-                )
-                for place, question in enumerate(paragraph.questions)
-                if question.answers
-            ]
-        return cls(documents=tuple(documents), questions=tuple(questions))
-
-    def sample(self, count: int, *, seed: int) -> tuple[SquadQuestion, ...]:
-        """Some of the questions, drawn without replacement."""
-        generator = torch.Generator().manual_seed(seed)
-        order = torch.randperm(len(self.questions), generator=generator).tolist()
-        return tuple(self.questions[index] for index in sorted(order[:count]))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,6 +38,8 @@ class Calibration:
     selection: SelectionConfig
     f1_by_top_k: dict[int, float]  # memory, held-out, percent
     f1_by_mode: dict[str, float]  # at the chosen top_k, percent
+    confidence: ConfidenceConfig
+    confidence_quality: dict[str, ConfidenceQuality]  # by mode
     num_documents: int
     num_questions: int
 
@@ -96,7 +67,11 @@ class Reader:
 
 
 def calibrate(model: MacModel, held_out: HeldOut, *, num_questions: int, seed: int) -> Calibration:
-    """Fit the scales, then take the `top_k` whose answers score best."""
+    """Fit the scales, take the `top_k` whose answers score best, then fit the confidence.
+
+    Args:
+        num_questions: that scores are measured on; four times as many fit scales and confidence.
+    """
     model.eval()
     fit = held_out.sample(4 * num_questions, seed=seed)
     bank = MemoryBank(model.config.selection)
@@ -112,8 +87,18 @@ def calibrate(model: MacModel, held_out: HeldOut, *, num_questions: int, seed: i
     selection = replace(selection, top_k=best)
     modes: tuple[EvaluationMode, ...] = ("none", "text", "hybrid", "oracle")
     by_mode: dict[str, float] = {mode: reader.f1(mode, scored, selection) for mode in modes}
+    confidence, quality = calibrate_confidence(
+        model,
+        bank.with_selection(selection),
+        held_out,
+        num_questions=4 * num_questions,
+        seed=seed,
+    )
+    model.config = replace(model.config, selection=selection, confidence=confidence)
     return Calibration(
         selection=selection,
+        confidence=confidence,
+        confidence_quality=quality,
         f1_by_top_k=by_k,
         f1_by_mode={"memory": by_k[best], **by_mode},
         num_documents=len(held_out.documents),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -84,5 +84,8 @@ def _line(calibration: Calibration) -> str:
             "held_out_f1_by_top_k": calibration.f1_by_top_k,
             "held_out_f1_by_mode": calibration.f1_by_mode,
             "questions": calibration.num_questions,
+            "confidence": {
+                mode: asdict(quality) for mode, quality in calibration.confidence_quality.items()
+            },
         }
     )

@@ -21,7 +21,7 @@ from mac_core.networks.build import model_states
 from mac_core.networks.checkpoint import save_bundle
 from mac_core.networks.model import MacModel
 from mac_core.networks.quantization import StoredDtype
-from mac_core.training.calibration import Calibration, HeldOut, calibrate
+from mac_core.training.calibration import Calibration, calibrate
 from mac_core.training.data import (
     Paragraph,
     encode_paragraphs,
@@ -30,6 +30,7 @@ from mac_core.training.data import (
     mine_neighbours,
     split_by_article,
 )
+from mac_core.training.held_out import HeldOut
 from mac_core.training.options import MiniOptions
 from mac_core.training.resume import load_training_state
 from mac_core.training.trainer import STATE_FILE, Progress, Trainer, make_optimizer
@@ -125,7 +126,9 @@ def export_mini(
     save_bundle(
         bundle,
         name="mini",
-        config=replace(model.config, selection=calibration.selection),
+        config=replace(
+            model.config, selection=calibration.selection, confidence=calibration.confidence
+        ),
         base_lm_config=plain_config(model.base_lm.model.config),
         encoder_config=amortization.encoder_config,
         base_lm_state=base_lm_state,

@@ -7,7 +7,12 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Query, Request
 
 from mac_core.types import Question
-from server.dependencies import EngineDependency, outcome_while_connected, require_json
+from server.dependencies import (
+    EngineDependency,
+    SettingsDependency,
+    outcome_while_connected,
+    require_json,
+)
 from server.responses import AskResponse
 from server.schemas import AskBody, NoQuery
 
@@ -16,14 +21,20 @@ router = APIRouter(tags=["ask"])
 
 @router.post("/ask", dependencies=[Depends(require_json)])
 async def post_ask(
-    body: AskBody, _query: Annotated[NoQuery, Query()], request: Request, engine: EngineDependency
+    body: AskBody,
+    _query: Annotated[NoQuery, Query()],
+    request: Request,
+    engine: EngineDependency,
+    settings: SettingsDependency,
 ) -> AskResponse:
-    """Answer one question; a client that goes away stops its own answer."""
-    answer = await outcome_while_connected(engine.ask(_question(body)), request)
+    """Answer one question, or abstain; a client that goes away stops its own answer."""
+    question = _question(body, min_confidence=settings.min_confidence)
+    answer = await outcome_while_connected(engine.ask(question), request)
     return AskResponse.of(answer, mode=body.mode)
 
 
-def _question(body: AskBody) -> Question:
+def _question(body: AskBody, *, min_confidence: float) -> Question:
+    """`min_confidence`: of a request that gives none."""
     return Question(
         text=body.question,
         namespace=body.namespace,
@@ -36,4 +47,5 @@ def _question(body: AskBody) -> Question:
         as_of=body.as_of.timestamp() if body.as_of else None,
         min_version=body.min_version,
         timeout_ms=body.timeout_ms,
+        min_confidence=min_confidence if body.min_confidence is None else body.min_confidence,
     )

@@ -85,6 +85,10 @@ def test_demo_counts_whole_words_of_short_answers(
     assert scoring.is_correct(answer, ["Li Meng"]) is is_correct
 
 
+def test_no_answer_is_not_correct(scoring: ModuleType) -> None:
+    assert not scoring.is_correct(None, ["the dam"])
+
+
 def test_an_accepted_answer_longer_than_the_limit_still_counts(scoring: ModuleType) -> None:
     long = "one two three four five six seven eight nine ten"
     assert scoring.is_correct(long, [long])

@@ -47,6 +47,12 @@ def test_decoding_gives_the_text_in_lower_case_without_marks(tokenizer: Tokenize
     )
 
 
+def test_decoding_from_inside_a_word_shows_no_sign_of_the_vocabulary(tokenizer: Tokenizer) -> None:
+    ids = tokenizer.encode("zofie dam")
+    assert tokenizer.decode(ids[1:]) == "ofie dam"
+    assert tokenizer.decode(tokenizer.encode("## dam")) == "# # dam"
+
+
 @pytest.mark.parametrize("mark", ["[SEP]", "[CLS]", "[PAD]"])
 def test_marks_in_a_text_are_text(tokenizer: Tokenizer, mark: str) -> None:
     ids = tokenizer.encode(f"the {mark} dam")

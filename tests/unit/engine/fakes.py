@@ -92,6 +92,7 @@ class FakeModel:
     on_step: Callable[[str], None] = nothing
     amortized: list[list[str]] = field(default_factory=list)
     answered: list[list[str]] = field(default_factory=list)
+    is_mute: bool = False  # closes every answer at once
 
     def amortize(self, chunks: Sequence[str]) -> list[Modulation]:
         self.amortized.append(list(chunks))
@@ -126,7 +127,7 @@ class FakeModel:
             read = request.modulations[0].token_ids.tolist()
         sentence = max(self._sentences(read), key=lambda words: len(asked & set(words)))
         wanted = [token for token in sentence if token not in asked]
-        wanted = wanted or self.tokenizer.encode("nobody knows")
+        wanted = [] if self.is_mute else wanted or self.tokenizer.encode("nobody knows")
         written: list[int] = []
         for token in wanted[: request.max_new_tokens]:
             if should_stop is not None and should_stop(row):

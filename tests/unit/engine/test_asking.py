@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from math import exp
+
 import pytest
 
+from mac_core.config import ConfidenceConfig, ConfidenceWeights
 from mac_core.errors import (
     BankBehind,
     DeadlineExceeded,
@@ -14,7 +18,7 @@ from mac_core.errors import (
 )
 from mac_core.types import Document, Question
 from tests.unit.engine.conftest import Bench, MakeBench, outcome
-from tests.unit.engine.fakes import WAIT_S, Gate
+from tests.unit.engine.fakes import CONFIG, WAIT_S, FakeModel, Gate
 
 FRANCE = Document(id="fr", title="France", text="It rains. The capital of France is Île-de-Réal.")
 NORWAY = Document(
@@ -95,6 +99,54 @@ def test_filter_and_as_of_decide_what_is_read(bench: Bench) -> None:
     assert bench.ask(ask, as_of=5.0).sources == ()
 
 
+@pytest.mark.parametrize("mode", ["none", "text", "memory", "hybrid"])
+def test_below_the_confidence_asked_for_there_is_no_answer(bench: Bench, mode: str) -> None:
+    bench.learn(FRANCE)
+    given = bench.ask(ASK_FRANCE, mode=mode, min_confidence=0.5)  # the model's own
+    withheld = bench.ask(ASK_FRANCE, mode=mode, min_confidence=0.51)
+    assert given.text
+    assert (withheld.text, withheld.confidence) == (None, given.confidence)
+    assert withheld.sources == tuple(replace(source, span=None) for source in given.sources)
+    assert withheld.usage == given.usage
+
+
+def test_questions_of_one_batch_each_have_their_own_min_confidence(bench: Bench) -> None:
+    asked = [Question(text=ASK_FRANCE, mode="none", min_confidence=p) for p in (0.9, 0.1, 1.0)]
+    gate, (_, *futures) = held(bench, *asked)
+    gate.open()
+    answers = [outcome(future).text for future in futures]
+    assert answers == [None, "nobody knows", None]
+    assert bench.model.answered[-1] == [ASK_FRANCE] * 3
+
+
+def test_an_empty_answer_is_no_answer_whatever_was_asked_for(bench: Bench) -> None:
+    bench.learn(FRANCE)
+    bench.model.is_mute = True
+    answer = bench.ask(ASK_FRANCE)
+    assert (answer.text, answer.confidence) == (None, 0.0)
+    assert [source.id for source in answer.sources] == ["fr"]
+
+
+def test_a_bundles_weights_are_the_confidence(make_bench: MakeBench) -> None:
+    certain = ConfidenceWeights(weights={"is_literal": 4.0}, bias=-2.0, threshold=0.3)
+    config = replace(CONFIG, confidence=ConfidenceConfig(memory=certain))
+    bench = make_bench(model=FakeModel(config=config))
+    bench.learn(FRANCE)
+    literal = bench.ask(ASK_FRANCE, mode="memory")
+    assert literal.confidence == pytest.approx(1 / (1 + exp(-2.0)))
+    assert bench.ask("fact", mode="none").confidence == 0.5  # no weights for it
+
+
+def test_a_source_of_a_later_chunk_is_cited_by_characters_of_the_document(bench: Bench) -> None:
+    text = "It\u00a0rains.  \n" * 12 + "The capital of France is Île-de-Réal. " + "So be it. " * 9
+    bench.learn(Document(id="long", text=text))
+    answer = bench.ask(ASK_FRANCE, mode="memory", top_k=0)
+    (source,) = answer.sources
+    assert source.chunk > 0
+    assert source.span is not None
+    assert text[source.span.start : source.span.end] == answer.text
+
+
 def test_batched_answers_equal_single_ones(bench: Bench) -> None:
     bench.learn(FRANCE, NORWAY)
     questions = [
@@ -128,6 +180,9 @@ def test_a_running_batch_keeps_its_view_and_the_next_question_sees_the_write(ben
     [
         (Question(text=""), InvalidInput, "empty"),
         (Question(text="  \n"), InvalidInput, "empty"),
+        (Question(text="who", min_confidence=1.5), InvalidInput, "min_confidence=1.5"),
+        (Question(text="who", min_confidence=-0.1), InvalidInput, "min_confidence=-0.1"),
+        (Question(text="who", min_confidence=float("nan")), InvalidInput, "min_confidence=nan"),
         (Question(text="a\x00b"), InvalidInput, "U+0000"),
         (Question(text="a\ud800b"), InvalidInput, "U+D800"),
         (Question(text="why " * 17), QuestionTooLong, "17 tokens, the limit is 16"),

@@ -138,6 +138,7 @@ def test_the_score_is_the_fusion_of_cosine_and_bm25(
         cosine = float(selected.entry.stored.selection_key_float() @ query_of(1))
         expected = 20.0 * cosine + 0.5 * words[selected.entry.document_id]
         assert selected.score == pytest.approx(expected, abs=1e-5)
+        assert selected.cosine == pytest.approx(cosine, abs=1e-6)
     assert [s.score for s in everything] == sorted((s.score for s in everything), reverse=True)
     assert sum(2.718281828459045**s.log_prior for s in everything) == pytest.approx(1.0)
 
@@ -165,6 +166,7 @@ def test_bm25_finds_only_shared_words(bank: MemoryBank, records: list[DocumentRe
     found = ask(bank, view, text="who barked?", top_k=4, mode="bm25")
     assert [s.entry.document_id for s in found] == ["d1"]
     assert found[0].log_prior == 0.0
+    assert found[0].cosine == 0.0
     assert ask(bank, view, text="xylophone", top_k=4, mode="bm25") == []
 
 

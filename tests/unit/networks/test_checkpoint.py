@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from mac_core.config import (
     AggregationConfig,
     AmortizationConfig,
+    ConfidenceConfig,
+    ConfidenceWeights,
     ModelConfig,
     PointerConfig,
     PrefixConfig,
@@ -164,6 +166,39 @@ def test_selection_settings_change_no_hash(tmp_path: Path, bundle: Path) -> None
     selection = replace(CONFIG.selection, top_k=8, dense_scale=1.0)
     other = write(tmp_path / "other", config=replace(CONFIG, selection=selection))
     assert hashes(other) == hashes(bundle)
+
+
+CONFIDENCE = ConfidenceConfig(
+    memory=ConfidenceWeights(weights={"cosine": 2.5, "overlap": -0.125}, bias=-1.5, threshold=0.25)
+)
+
+
+def test_confidence_comes_back_and_changes_no_hash(tmp_path: Path, bundle: Path) -> None:
+    other = write(tmp_path / "other", config=replace(CONFIG, confidence=CONFIDENCE))
+    assert read_bundle(other).config.confidence == CONFIDENCE
+    assert hashes(other) == hashes(bundle)
+
+
+def test_a_manifest_from_before_confidence_was_calibrated_has_none(bundle: Path) -> None:
+    edit_manifest(bundle, lambda manifest: manifest["config"].pop("confidence"))
+    assert read_bundle(bundle).config.confidence == ConfidenceConfig()
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"weights": {"colour": 1.0}}, "colour"),
+        ({"threshold": 2.0}, "threshold=2.0"),
+        ({"slope": 1.0}, "slope"),
+    ],
+)
+def test_read_names_what_is_wrong_with_a_confidence(
+    tmp_path: Path, change: dict[str, Any], said: str
+) -> None:
+    path = write(tmp_path / "tiny", config=replace(CONFIG, confidence=CONFIDENCE))
+    edit_manifest(path, lambda m: m["config"]["confidence"]["memory"].update(change))
+    with pytest.raises(CheckpointError, match=said):
+        read_bundle(path)
 
 
 @pytest.mark.parametrize(

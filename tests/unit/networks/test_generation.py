@@ -96,6 +96,7 @@ def test_greedy_answer_equals_the_slow_loop(kind: LMKind) -> None:
     answer = model.answer([asked, beside])[0]
     assert list(answer.token_ids) == tokens
     assert answer.confidence == pytest.approx(sum(confidences) / len(confidences), **TOLERANCE)
+    assert answer.probabilities == pytest.approx(confidences, **TOLERANCE)
 
 
 # ---- sampling
@@ -175,6 +176,7 @@ def test_end_token_closes_an_answer_and_counts_for_its_confidence() -> None:
     answer = model.answer([request_for(model, "who", [ELBE, DAM])])[0]
     assert (answer.text, answer.token_ids, answer.num_completion_tokens) == ("", (), 0)
     assert answer.confidence == pytest.approx(1.0)
+    assert len(answer.probabilities) == 1
     assert sum(answer.document_mass) == pytest.approx(1.0)
 
 

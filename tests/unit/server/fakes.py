@@ -51,6 +51,7 @@ T = TypeVar("T")
 BINARY = re.compile("[\x00-\x08\x0e-\x1f\x7f]")
 MAX_QUESTION_TOKENS = 64
 NOW = 1_790_000_000.0
+CONFIDENCE = 0.5  # of every answer
 
 
 class FakeEngine:
@@ -211,10 +212,12 @@ class FakeEngine:
         if question.min_version is not None and question.min_version > bank_version:
             raise BankBehind(bank_version=bank_version, min_version=question.min_version)
         sources = () if question.mode == "none" else self._sources(question, words)
+        is_given = question.min_confidence <= CONFIDENCE
+        text = "an answer" if not sources else sources[0].snippet
         return Answer(
-            text="an answer" if not sources else sources[0].snippet,
-            confidence=0.5,
-            sources=sources,
+            text=text if is_given else None,
+            confidence=CONFIDENCE,
+            sources=sources if is_given else tuple(replace(s, span=None) for s in sources),
             bank_version=bank_version,
             usage=Usage(prompt_tokens=len(words), prefix_tokens=8, completion_tokens=2),
             timings_ms=Timings(queue=0.1, select=0.2, aggregate=0.3, prefill=0.4, decode=0.5),

@@ -9,7 +9,7 @@ import pytest
 from mac_core.errors import DeadlineExceeded, EngineFailed, Overloaded
 from server.app import create_app
 from server.settings import Settings
-from tests.unit.server.fakes import FakeEngine
+from tests.unit.server.fakes import FakeEngine, serving
 
 pytestmark = pytest.mark.anyio
 
@@ -90,6 +90,54 @@ async def test_every_field_reaches_the_engine(
     assert (asked.namespace, asked.top_k, asked.filter) == ("news", 0, {"city": "Sydney"})
     assert (asked.as_of, asked.max_new_tokens, asked.temperature) == (1_769_860_800.0, 8, 0.7)
     assert (asked.seed, asked.min_version, asked.timeout_ms) == (3, 0, 250.0)
+
+
+async def test_below_the_confidence_asked_for_the_answer_is_null_and_its_sources_stay(
+    informed: httpx.AsyncClient,
+) -> None:
+    response = await informed.post("/ask", json={**QUESTION, "min_confidence": 0.6})
+    body = response.json()
+    assert (response.status_code, body["answer"], body["confidence"]) == (200, None, 0.5)
+    assert [(source["id"], source["span"]) for source in body["sources"]] == [("b", None)]
+    assert body["note"].startswith("no answer: nothing in the bank answers this")
+    assert body["num_documents_used"] == 1
+
+
+async def test_the_bare_model_can_abstain_too(client: httpx.AsyncClient) -> None:
+    asked = {**QUESTION, "mode": "none", "min_confidence": 1.0}
+    body = (await client.post("/ask", json=asked)).json()
+    assert body["answer"] is None
+    assert body["note"].startswith("no answer: no document was used")
+
+
+@pytest.mark.parametrize("least", [None, 0, 0.0, 0.5])
+async def test_at_the_confidence_asked_for_or_above_it_the_answer_is_given(
+    informed: httpx.AsyncClient, least: float | None
+) -> None:
+    body = (await informed.post("/ask", json={**QUESTION, "min_confidence": least})).json()
+    assert (body["answer"], body["note"]) == ("The bridge opened in 1932.", None)
+
+
+@pytest.mark.parametrize("least", [-0.01, 1.01, "0.5", True, [0.5]])
+async def test_a_min_confidence_that_is_no_probability_is_422(
+    client: httpx.AsyncClient, engine: FakeEngine, least: object
+) -> None:
+    response = await client.post("/ask", json={**QUESTION, "min_confidence": least})
+    assert (response.status_code, response.json()["code"]) == (422, "invalid_input")
+    assert engine.questions == []
+
+
+@pytest.mark.parametrize(("given", "least"), [({}, 0.7), ({"min_confidence": 0.0}, 0.0)])
+async def test_the_setting_is_the_min_confidence_of_requests_that_give_none(
+    engine: FakeEngine, given: dict[str, float], least: float
+) -> None:
+    async with serving(engine, Settings(min_confidence=0.7)) as client:
+        await client.post("/ask", json={**QUESTION, **given})
+        schema = (await client.get("/openapi.json")).json()["components"]["schemas"]
+    assert engine.questions[-1].min_confidence == least
+    assert schema["AskBody"]["properties"]["min_confidence"]["default"] == 0.7
+    answer = schema["AskResponse"]["properties"]["answer"]
+    assert {kind["type"] for kind in answer["anyOf"]} == {"string", "null"}
 
 
 async def test_a_bank_that_is_behind_is_409(informed: httpx.AsyncClient) -> None:

@@ -97,6 +97,26 @@ def test_ask_prints_answer_confidence_and_sources(answered: list[dict[str, Any]]
     assert "Bridges" in lines[2]
 
 
+def test_ask_without_an_answer_prints_why_and_what_was_read(
+    answered: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    note = "no answer: nothing in the bank answers this"
+    monkeypatch.setitem(ANSWER, "answer", None)
+    monkeypatch.setitem(ANSWER, "note", note)
+    result = RUNNER.invoke(app, ["ask", "When?", "--min-confidence", "0.9"])
+    assert answered[0]["min_confidence"] == 0.9
+    lines = result.output.splitlines()
+    assert (result.exit_code, lines[:2]) == (0, [note, "confidence 0.75"])
+    assert "Bridges" in lines[2]
+
+
+def test_ask_refuses_a_min_confidence_that_is_no_probability(
+    answered: list[dict[str, Any]],
+) -> None:
+    result = RUNNER.invoke(app, ["ask", "When?", "--min-confidence", "1.5"])
+    assert (result.exit_code, answered) == (2, [])
+
+
 @pytest.mark.usefixtures("answered")
 def test_ask_json_prints_the_response() -> None:
     assert json.loads(RUNNER.invoke(app, ["ask", "When?", "--json"]).output) == ANSWER

@@ -69,6 +69,15 @@ def test_a_value_out_of_range_names_the_variable_and_the_value(
         load_settings()
 
 
+@pytest.mark.parametrize("value", ["-0.1", "1.5", "nan", "often"])
+def test_a_min_confidence_that_is_no_probability_is_an_error(
+    monkeypatch: pytest.MonkeyPatch, value: str
+) -> None:
+    monkeypatch.setenv("MAC_MIN_CONFIDENCE", value)
+    with pytest.raises(SettingsError, match=rf"MAC_MIN_CONFIDENCE: .*got '{value}'"):
+        load_settings()
+
+
 @pytest.mark.parametrize("text", ["port = ", "port 1"])
 def test_a_file_that_does_not_parse_is_an_error(tmp_path: Path, text: str) -> None:
     with pytest.raises(SettingsError, match=r"cannot read the settings file .*mac\.toml"):

@@ -6,7 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from mac_core.training.calibration import TOP_KS, HeldOut, calibrate, fit_scales
+from mac_core.config import ConfidenceConfig
+from mac_core.training.calibration import TOP_KS, calibrate, fit_scales
+from mac_core.training.held_out import HeldOut
 from tests.builders import tiny_bert_model
 from tests.unit.training.samples import FACTS, paragraphs
 
@@ -59,4 +61,7 @@ def test_chosen_settings_are_the_best_measured_and_the_models_own_from_then_on()
     assert best == max(calibration.f1_by_top_k.values()) == calibration.f1_by_mode["memory"]
     assert calibration.f1_by_mode.keys() == {"memory", "none", "text", "hybrid", "oracle"}
     assert model.config.selection == calibration.selection
+    assert model.config.confidence == calibration.confidence != ConfidenceConfig()
+    assert calibration.confidence_quality.keys() <= {"none", "text", "memory", "hybrid"}
+    assert calibration.confidence_quality["memory"].num_answers > 0
     assert (calibration.num_documents, calibration.num_questions) == (len(FACTS), 4)

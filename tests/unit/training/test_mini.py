@@ -50,6 +50,7 @@ def test_bundle_holds_what_was_trained(options: MiniOptions, tmp_path: Path) -> 
     )
     loaded = load_bundle(tmp_path / "bundle")
     assert loaded.config.selection == calibration.selection
+    assert loaded.config.confidence == calibration.confidence
     torch.testing.assert_close(loaded.state_dict(), trained.state_dict(), rtol=0.0, atol=0.0)
     untrained = tiny_bert_model(seed=options.seed).state_dict()
     assert any(not torch.equal(value, untrained[k]) for k, value in loaded.state_dict().items())
@@ -123,3 +124,6 @@ def test_command_trains_exports_and_prints_what_it_measured(tmp_path: Path) -> N
     bundle = load_bundle(tmp_path / "bundle")
     assert measured["top_k"] == bundle.config.selection.top_k
     assert measured["questions"] == 4
+    assert bundle.config.confidence.memory is not None
+    threshold = bundle.config.confidence.memory.threshold
+    assert measured["confidence"]["memory"]["threshold"] == threshold
