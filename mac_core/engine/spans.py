@@ -37,9 +37,8 @@ def find_answer(answer: str, text: str) -> tuple[int, int] | None:
     Punctuation at the ends of `answer` counts only if the text has it too.
     """
     wanted = [unit.folded for unit in _units(answer)]
-    units = _units(text)
-    found = _find_units(wanted, units) or _find_units(_strip_marks(wanted), units)
-    return None if found is None else (found[0], _end_with_accents(text, found[1]))
+    found = _find_units(wanted, text)
+    return found or _find_units(_strip_marks(wanted), text)
 
 
 def snippet(text: str, span: tuple[int, int] | None) -> str:
@@ -53,16 +52,14 @@ def snippet(text: str, span: tuple[int, int] | None) -> str:
     return _clip(text, start, end, MAX_SNIPPET_CHARS)
 
 
-def _find_units(wanted: Sequence[str], units: Sequence[_Unit]) -> tuple[int, int] | None:
-    """Half-open range of the first run of units that spells `wanted`."""
+def _find_units(wanted: Sequence[str], text: str) -> tuple[int, int] | None:
     if not wanted:
         return None
+    units = _units(text)
     for first in range(len(units) - len(wanted) + 1):
-        if units[first].folded != wanted[0]:
-            continue
         window = units[first : first + len(wanted)]
         if all(unit.folded == word for unit, word in zip(window, wanted, strict=True)):
-            return window[0].start, window[-1].end
+            return window[0].start, _end_with_accents(text, window[-1].end)
     return None
 
 
@@ -73,9 +70,6 @@ def _strip_marks(wanted: Sequence[str]) -> Sequence[str]:
 
 
 def _units(text: str) -> list[_Unit]:
-    if text.isascii():  # folding keeps every character's place: no table of origins
-        found = _UNIT.finditer(text.lower())
-        return [_Unit(match.group(), match.start(), match.end()) for match in found]
     folded: list[str] = []
     origins: list[int] = []  # per folded character: its character in `text`
     for origin, character in enumerate(text):

@@ -55,8 +55,12 @@ def shortest(references: Sequence[str]) -> str:
 
 
 def f1(answer: str, references: Sequence[str]) -> float:
-    """The best overlap of words with any reference: harmonic mean of precision and recall."""
-    return max(_overlap(normalize(answer).split(), normalize(r).split()) for r in references)
+    """The best overlap of words with any reference: harmonic mean of precision and recall.
+
+    0 where there is no reference: nothing that is said is right.
+    """
+    said = normalize(answer).split()
+    return max((_overlap(said, normalize(one).split()) for one in references), default=0.0)
 
 
 def _overlap(answer: list[str], reference: list[str]) -> float:

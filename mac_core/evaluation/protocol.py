@@ -16,7 +16,7 @@ from torch import Tensor
 from mac_core.engine.offline import Advance
 from mac_core.engine.ports import AnsweringModel
 from mac_core.engine.selecting import Selecting
-from mac_core.engine.sources import sources_of
+from mac_core.evaluation.abstention import spoken
 from mac_core.evaluation.answer_log import AnswerLog
 from mac_core.evaluation.dataset import SquadQuestion
 from mac_core.evaluation.learned import DOCUMENT_KEY
@@ -119,7 +119,7 @@ class Asker:
         requests = selecting.requests(reading, [choice.selected for choice in choices])
         generated = self.model.answer(requests)
         answers = [
-            sources_of(request, choice.selected, made)[0]
+            spoken(self.model.config, request, choice.selected, made)
             for request, choice, made in zip(requests, choices, generated, strict=True)
         ]
         seconds = (perf_counter() - started) / len(choices)
@@ -127,10 +127,10 @@ class Asker:
             Prediction(
                 question_id=choice.question.id,
                 answer=answer,
-                confidence=made.confidence,
+                confidence=confidence,
                 seconds=choice.seconds + seconds,
             )
-            for choice, answer, made in zip(choices, answers, generated, strict=True)
+            for choice, (answer, confidence) in zip(choices, answers, strict=True)
         ]
 
     def _question(self, mode: EvaluationMode, question: SquadQuestion) -> Question:
