@@ -28,6 +28,7 @@ from mac_core.evaluation.session import (
     Seed,
     SquadFile,
     TopK,
+    command_line,
     measuring,
     parse_modes,
     reporting_errors,
@@ -48,6 +49,7 @@ def evaluate() -> None:
 
 @app.command()
 def squad_seq(
+    context: typer.Context,
     data: SquadFile,
     modes: Modes = DEFAULT_MODES,
     limit: Limit = None,
@@ -85,12 +87,14 @@ def squad_seq(
         max_documents=max_documents,
         held_out=False,
         out=out,
+        command=command_line(context),
         json_only=json_only,
     )
 
 
 @app.command()
 def transfer(
+    context: typer.Context,
     data: Annotated[
         Path,
         typer.Option(exists=True, dir_okay=False, help="SQuAD's or FairytaleQA's layout, or .xz."),
@@ -134,6 +138,7 @@ def transfer(
         max_documents=max_documents,
         held_out=held_out,
         out=out,
+        command=command_line(context),
         json_only=json_only,
     )
 
@@ -152,6 +157,7 @@ def _ask_everything(
     max_documents: int | None,
     held_out: bool,
     out: Path | None,
+    command: str,
     json_only: bool,
 ) -> None:
     """Learn a file's documents, ask its questions in every mode, print."""
@@ -187,4 +193,5 @@ def _ask_everything(
             )
     if out is not None:
         write_predictions(out, questions, predictions)
-    show(card(evaluation), to_json_line(evaluation), json_only=json_only)
+    line = to_json_line(evaluation, command=command)
+    show(card(evaluation, command=command), line, json_only=json_only)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -10,9 +10,11 @@ from typing import Any
 
 from mac_core.errors import InvalidInput
 from mac_core.evaluation.retention import RetentionResult
+from mac_core.evaluation.selective import CurvePoint
 from mac_core.evaluation.unanswerable import UnanswerableEvaluation
 
 WIDTH, HEIGHT = 6.4, 4.0  # inches
+MAX_POINTS = 400  # of a curve
 STYLE = {
     "svg.hashsalt": "mac",  # the same curve gives the same file
     "svg.fonttype": "none",  # text stays text
@@ -59,8 +61,9 @@ def draw_risk_coverage(evaluation: UnanswerableEvaluation, path: Path) -> None:
     """Risk over coverage, a line for each mode; a dot where the bundle's threshold is."""
     with _axes(path) as axes:
         for mode, result in evaluation.results.items():
-            coverages = [100 * point.coverage for point in result.curve]
-            risks = [100 * point.risk for point in result.curve]
+            curve = _thinned(result.curve)
+            coverages = [100 * point.coverage for point in curve]
+            risks = [100 * point.risk for point in curve]
             (line,) = axes.plot(coverages, risks, label=mode)
             found = result.at_bundle
             if found is not None and found.precision is not None:
@@ -74,6 +77,12 @@ def draw_risk_coverage(evaluation: UnanswerableEvaluation, path: Path) -> None:
             f"{evaluation.num_answerable} answerable, {evaluation.num_unanswerable} unanswerable",
             fontsize=10,
         )
+
+
+def _thinned(curve: Sequence[CurvePoint]) -> Sequence[CurvePoint]:
+    """About `MAX_POINTS` of the points, evenly, with the last one: more cannot be seen."""
+    step = -(-len(curve) // MAX_POINTS)
+    return [*curve[:-1:step], curve[-1]]
 
 
 @contextmanager

@@ -82,7 +82,8 @@ class Asker:
         known = log.read(name)
         advance(sum(question.id in known for question in questions))
         waiting = [question for question in questions if question.id not in known]
-        for window in _parts(waiting, _WINDOW):
+        # A whole bank selected for every question of a window would not fit.
+        for window in _parts(waiting, self.batch_size if self.top_k == 0 else _WINDOW):
             for batch in _parts(self._select(mode, window), self.batch_size):
                 answered = self._read(mode, batch)
                 log.append(name, answered)

@@ -20,7 +20,7 @@ from mac_core.evaluation.results import RECALL_DEPTHS, Evaluation, ModeResult, O
 SCORES = ("strict_em", "prefix_em", "f1", "f1_shortest")
 
 
-def to_json_line(evaluation: Evaluation) -> str:
+def to_json_line(evaluation: Evaluation, *, command: str = "") -> str:
     """One compact line, percentages with two decimals; the command prints it last."""
     return json.dumps(
         {
@@ -34,6 +34,7 @@ def to_json_line(evaluation: Evaluation) -> str:
                 way: {f"recall@{k}": percent(share.mean) for k, share in by_depth.items()}
                 for way, by_depth in evaluation.retrieval.items()
             },
+            "command": command,
             **asdict(evaluation.origin),
         },
         separators=(",", ":"),
@@ -78,7 +79,7 @@ def _mode_values(result: ModeResult) -> dict[str, Any]:
     }
 
 
-def card(evaluation: Evaluation) -> RenderableType:
+def card(evaluation: Evaluation, *, command: str = "") -> RenderableType:
     """The report for a terminal."""
     title = f"{evaluation.dataset}: {evaluation.num_documents} documents in the bank"
     return Group(
@@ -91,6 +92,7 @@ def card(evaluation: Evaluation) -> RenderableType:
             "the same for F1.",
             style="dim",
         ),
+        *([Text(command)] if command else []),
         *(Text(line) for line in origin_lines(evaluation.origin)),
         Text(f"{evaluation.num_chunks} chunks learned in {evaluation.learn_seconds:.1f} s"),
     )
