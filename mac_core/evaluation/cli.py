@@ -2,25 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import asdict
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-if TYPE_CHECKING:
-    from mac_core.evaluation.learned import Track
-    from mac_core.evaluation.protocol import EvaluationMode
-    from mac_core.evaluation.results import Origin
-    from mac_core.networks.model import MacModel
+from mac_core.evaluation.command_locality import locality
+from mac_core.evaluation.command_retention import retention
+from mac_core.evaluation.command_unanswerable import unanswerable
+from mac_core.evaluation.session import (
+    FILE_WIDTH,
+    BatchSize,
+    Bundle,
+    Cache,
+    Device,
+    JsonOnly,
+    Limit,
+    MaxDocuments,
+    MaxNewTokens,
+    Modes,
+    NumThreads,
+    Out,
+    Resume,
+    RunOptions,
+    Seed,
+    SquadFile,
+    TopK,
+    command_line,
+    measuring,
+    parse_modes,
+    reporting_errors,
+    show,
+)
+
+__all__ = ["FILE_WIDTH", "app"]
 
 DEFAULT_MODES = "none,text,memory,hybrid,oracle,oracle-text"
-FILE_WIDTH = 132  # columns of the card where no terminal says how wide it is
 
 app = typer.Typer(add_completion=False, no_args_is_help=True)
 
@@ -32,127 +49,149 @@ def evaluate() -> None:
 
 @app.command()
 def squad_seq(
-    data: Annotated[Path, typer.Option(exists=True, dir_okay=False, help="SQuAD JSON, or .xz.")],
-    modes: Annotated[str, typer.Option(help="By comma, each once.")] = DEFAULT_MODES,
-    limit: Annotated[int | None, typer.Option(min=1, help="Questions, drawn by seed.")] = None,
-    max_documents: Annotated[
-        int | None, typer.Option(min=1, help="Documents, drawn by seed; others are not asked of.")
-    ] = None,
-    seed: Annotated[int, typer.Option(help="Of the draws.")] = 0,
-    bundle: Annotated[str, typer.Option(help="Bundle name or directory.")] = "mini",
-    batch_size: Annotated[int, typer.Option(min=1, help="Questions, or chunks, at once.")] = 16,
-    top_k: Annotated[
-        int | None, typer.Option(min=0, help="Documents aggregated; 0: all; default: the bundle's.")
-    ] = None,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens of an answer.")] = 32,
-    device: Annotated[str, typer.Option(help="Torch device, such as cpu or cuda.")] = "cpu",
-    num_threads: Annotated[
-        int | None, typer.Option(min=1, help="CPU threads of one operation.")
-    ] = None,
-    out: Annotated[
-        Path | None, typer.Option(dir_okay=False, help="Write every answer here, JSON lines.")
-    ] = None,
-    resume: Annotated[
-        Path | None,
-        typer.Option(
-            file_okay=False, help="Directory that keeps answers; a killed run goes on here."
-        ),
-    ] = None,
-    json_only: Annotated[bool, typer.Option("--json", help="No card, only the JSON line.")] = False,
+    context: typer.Context,
+    data: SquadFile,
+    modes: Modes = DEFAULT_MODES,
+    limit: Limit = None,
+    max_documents: MaxDocuments = None,
+    seed: Seed = 0,
+    bundle: Bundle = "mini",
+    batch_size: BatchSize = 16,
+    top_k: TopK = None,
+    max_new_tokens: MaxNewTokens = 32,
+    device: Device = "cpu",
+    num_threads: NumThreads = None,
+    out: Out = None,
+    resume: Resume = None,
+    cache: Cache = None,
+    json_only: JsonOnly = False,
 ) -> None:
     """Every paragraph into the bank, then every question (arXiv 2403.04317, section 4)."""
-    import torch
-
-    from mac_core.bundles import bundle_path
-    from mac_core.errors import MacError
-    from mac_core.evaluation.answer_log import AnswerLog
-    from mac_core.evaluation.dataset import load_squad_dev, sample
-    from mac_core.evaluation.report import card, to_json_line, write_predictions
-    from mac_core.evaluation.squad_seq import SquadSeq, run_squad_seq
-    from mac_core.networks.build import load_bundle
-
-    if num_threads is not None:
-        torch.set_num_threads(num_threads)
-    chosen_modes = _parse_modes(modes)
-    try:
-        documents, questions = sample(
-            *load_squad_dev(data), num_documents=max_documents, num_questions=limit, seed=seed
-        )
-        model = load_bundle(bundle_path(bundle), device=device)
-        origin = _origin(
-            model,
-            data,
-            seed=seed,
-            top_k=model.config.selection.top_k if top_k is None else top_k,
-            batch_size=batch_size,
-            max_new_tokens=max_new_tokens,
-            device=device,
-        )
-        log = AnswerLog(resume, run=_identity(origin, max_documents=max_documents))
-        task = SquadSeq(documents=documents, questions=questions, modes=chosen_modes, origin=origin)
-        with _progress() as track:
-            evaluation, predictions = run_squad_seq(model, task, log=log, track=track)
-    except MacError as error:
-        typer.echo(f"mac evaluate: {error}", err=True)
-        raise typer.Exit(1) from error
-    if out is not None:
-        write_predictions(out, questions, predictions)
-    if not json_only:
-        console = Console() if Console().is_terminal else Console(width=FILE_WIDTH)
-        console.print(card(evaluation))
-    print(to_json_line(evaluation))
-
-
-def _parse_modes(modes: str) -> tuple[EvaluationMode, ...]:
-    from mac_core.evaluation.protocol import MODES
-
-    named = [mode.strip() for mode in modes.split(",")]
-    unknown = sorted(set(named) - set(MODES))
-    if unknown or len(set(named)) != len(named):
-        wrong = ", ".join(unknown) or "a mode named twice"
-        raise typer.BadParameter(f"{wrong} in {modes!r}; there are {', '.join(MODES)}")
-    return tuple(mode for name in named for mode in MODES if mode == name)
-
-
-def _origin(model: MacModel, data: Path, *, seed: int, device: str, **options: int) -> Origin:
-    import torch
-
-    from mac_core.evaluation.origin import config_fingerprint, file_sha256, source_commit
-    from mac_core.evaluation.results import Origin
-
-    return Origin(
-        commit=source_commit(),
-        bundle=model.config.name,
-        config_fingerprint=config_fingerprint(model.config),
-        amortization_hash=model.fingerprint.amortization_hash,
-        base_lm_hash=model.fingerprint.base_lm_hash,
-        data_file=data.name,
-        data_sha256=file_sha256(data),
+    options = RunOptions(
+        data=data,
         seed=seed,
+        bundle=bundle,
+        batch_size=batch_size,
+        top_k=top_k,
+        max_new_tokens=max_new_tokens,
         device=device,
-        num_threads=torch.get_num_threads(),
-        date=datetime.now(UTC).isoformat(timespec="seconds"),
-        **options,
+        num_threads=num_threads,
+        resume=resume,
+        cache=cache,
+    )
+    _ask_everything(
+        "squad-seq",
+        options,
+        modes=modes,
+        limit=limit,
+        max_documents=max_documents,
+        held_out=False,
+        out=out,
+        command=command_line(context),
+        json_only=json_only,
     )
 
 
-def _identity(origin: Origin, *, max_documents: int | None) -> dict[str, Any]:
-    """What decides an answer; not the draw of questions, which only decides what is asked."""
-    values = asdict(origin)
-    for name in ("date", "batch_size", "num_threads"):
-        del values[name]
-    if max_documents is None:
-        del values["seed"]
-    return values | {"max_documents": max_documents}
+@app.command()
+def transfer(
+    context: typer.Context,
+    data: Annotated[
+        Path,
+        typer.Option(exists=True, dir_okay=False, help="SQuAD's or FairytaleQA's layout, or .xz."),
+    ],
+    held_out: Annotated[
+        bool, typer.Option("--held-out", help="Only questions on articles left out of training.")
+    ] = False,
+    modes: Modes = DEFAULT_MODES,
+    limit: Limit = None,
+    max_documents: MaxDocuments = None,
+    seed: Seed = 0,
+    bundle: Bundle = "mini",
+    batch_size: BatchSize = 16,
+    top_k: TopK = None,
+    max_new_tokens: MaxNewTokens = 32,
+    device: Device = "cpu",
+    num_threads: NumThreads = None,
+    out: Out = None,
+    resume: Resume = None,
+    cache: Cache = None,
+    json_only: JsonOnly = False,
+) -> None:
+    """As squad-seq, on a corpus of another kind; a FairytaleQA section is a document."""
+    options = RunOptions(
+        data=data,
+        seed=seed,
+        bundle=bundle,
+        batch_size=batch_size,
+        top_k=top_k,
+        max_new_tokens=max_new_tokens,
+        device=device,
+        num_threads=num_threads,
+        resume=resume,
+        cache=cache,
+    )
+    _ask_everything(
+        "transfer-held-out" if held_out else "transfer",
+        options,
+        modes=modes,
+        limit=limit,
+        max_documents=max_documents,
+        held_out=held_out,
+        out=out,
+        command=command_line(context),
+        json_only=json_only,
+    )
 
 
-@contextmanager
-def _progress() -> Iterator[Track]:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as progress:
+app.command()(retention)
+app.command()(locality)
+app.command()(unanswerable)
 
-        def track(what: str, total: int) -> Any:
-            task = progress.add_task(what, total=total)
-            return lambda amount: progress.advance(task, amount)
 
-        yield track
+def _ask_everything(
+    dataset: str,
+    options: RunOptions,
+    *,
+    modes: str,
+    limit: int | None,
+    max_documents: int | None,
+    held_out: bool,
+    out: Path | None,
+    command: str,
+    json_only: bool,
+) -> None:
+    """Learn a file's documents, ask its questions in every mode, print."""
+    from mac_core.bundles import bundle_path
+    from mac_core.evaluation.dataset import load_questions, sample
+    from mac_core.evaluation.report import card, to_json_line, write_predictions
+    from mac_core.evaluation.squad_seq import SquadSeq, run_squad_seq
+    from mac_core.evaluation.transfer import held_out_questions, training_options
+
+    chosen_modes = parse_modes(modes)
+    with reporting_errors():
+        documents, questions = load_questions(options.data)
+        if held_out:
+            left_out = training_options(bundle_path(options.bundle))
+            questions = held_out_questions(options.data, documents, questions, options=left_out)
+        documents, questions = sample(
+            documents,
+            questions,
+            num_documents=max_documents,
+            num_questions=limit,
+            seed=options.seed,
+        )
+        with measuring(options, max_documents=max_documents) as session:
+            task = SquadSeq(
+                documents=documents,
+                questions=questions,
+                modes=chosen_modes,
+                origin=session.origin,
+                dataset=dataset,
+            )
+            evaluation, predictions = run_squad_seq(
+                session.model, task, log=session.log, cache=session.cache, track=session.track
+            )
+    if out is not None:
+        write_predictions(out, questions, predictions)
+    line = to_json_line(evaluation, command=command)
+    show(card(evaluation, command=command), line, json_only=json_only)

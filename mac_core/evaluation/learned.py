@@ -39,22 +39,45 @@ def learn_documents(
     Raises:
         InvalidInput: two documents share an id, or one has nothing to learn.
     """
-    if len({document.id for document in documents}) != len(documents):
-        raise InvalidInput(f"{len(documents)} documents do not have as many ids")
+    records = learn_records(model, documents, batch_size=batch_size, track=track)
+    return publish(model, bank, records, version=1)
+
+
+def learn_records(
+    model: AnsweringModel,
+    documents: Sequence[Document],
+    *,
+    batch_size: int,
+    track: Track = untracked,
+) -> list[DocumentRecord]:
+    """As `learn_documents`, without publishing."""
+    check_ids(documents)
     parts = [cut_document(model, document.text) for document in documents]
     flat = [chunk for chunks in parts for chunk in chunks]
     advance = track("learn", len(flat))
     stored = amortize_chunks(model, flat, batch_size=batch_size, advance=advance)
     rest = iter(stored)
-    records = [
+    return [
         _record(document, tuple(next(rest) for _ in chunks))
         for document, chunks in zip(documents, parts, strict=True)
     ]
+
+
+def check_ids(documents: Sequence[Document]) -> None:
+    """Raises InvalidInput where two documents share an id."""
+    if len({document.id for document in documents}) != len(documents):
+        raise InvalidInput(f"{len(documents)} documents do not have as many ids")
+
+
+def publish(
+    model: AnsweringModel, bank: MemoryBank, records: Sequence[DocumentRecord], *, version: int
+) -> BankView:
+    """Add learned documents to the bank, keyed from what a restart would read back."""
     keys = [
         [model.aggregation_keys(part.stored.unpack()) for part in record.chunks]
         for record in records
     ]
-    return bank.apply(DEFAULT_NAMESPACE, 1, (), records, keys)
+    return bank.apply(DEFAULT_NAMESPACE, version, (), records, keys)
 
 
 def _record(document: Document, chunks: tuple[StoredChunk, ...]) -> DocumentRecord:

@@ -11,12 +11,12 @@ import string
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import sqrt
+from math import inf, sqrt
 from statistics import NormalDist, fmean, stdev
 
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 _ARTICLES = re.compile(r"\b(?:a|an|the)\b")
-_Z_95 = NormalDist().inv_cdf(0.975)
+Z_95 = NormalDist().inv_cdf(0.975)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,8 +55,12 @@ def shortest(references: Sequence[str]) -> str:
 
 
 def f1(answer: str, references: Sequence[str]) -> float:
-    """The best overlap of words with any reference: harmonic mean of precision and recall."""
-    return max(_overlap(normalize(answer).split(), normalize(r).split()) for r in references)
+    """The best overlap of words with any reference: harmonic mean of precision and recall.
+
+    0 where there is no reference: nothing that is said is right.
+    """
+    said = normalize(answer).split()
+    return max((_overlap(said, normalize(one).split()) for one in references), default=0.0)
 
 
 def _overlap(answer: list[str], reference: list[str]) -> float:
@@ -77,14 +81,29 @@ def wilson(hits: Sequence[bool]) -> Estimate:
     Questions count as independent; several share a paragraph, so it is a little too narrow.
     """
     count, mean = len(hits), fmean(hits)
-    shrink = 1 + _Z_95**2 / count
-    center = (mean + _Z_95**2 / (2 * count)) / shrink
-    half = _Z_95 * sqrt(mean * (1 - mean) / count + _Z_95**2 / (4 * count**2)) / shrink
+    shrink = 1 + Z_95**2 / count
+    center = (mean + Z_95**2 / (2 * count)) / shrink
+    half = Z_95 * sqrt(mean * (1 - mean) / count + Z_95**2 / (4 * count**2)) / shrink
     return Estimate(mean=mean, low=max(0.0, center - half), high=min(1.0, center + half))
 
 
 def normal(values: Sequence[float]) -> Estimate:
     """A mean of values in [0, 1] with the normal interval; the same caveat as `wilson`."""
     mean = fmean(values)
-    half = _Z_95 * stdev(values) / sqrt(len(values)) if len(values) > 1 else 1.0
+    half = Z_95 * stdev(values) / sqrt(len(values)) if len(values) > 1 else 1.0
     return Estimate(mean=mean, low=max(0.0, mean - half), high=min(1.0, mean + half))
+
+
+def paired_ratio(after: Sequence[float], before: Sequence[float]) -> Estimate:
+    """The ratio of two means over the same questions; its interval by the delta method.
+
+    Not a fraction: it may exceed 1. Both ends are infinite where the mean before is 0.
+    """
+    mean_before = fmean(before)
+    if mean_before == 0.0:
+        return Estimate(mean=inf, low=-inf, high=inf)
+    ratio = fmean(after) / mean_before
+    residuals = [one - ratio * other for one, other in zip(after, before, strict=True)]
+    spread = stdev(residuals) if len(residuals) > 1 else inf
+    half = Z_95 * spread / (sqrt(len(residuals)) * mean_before)
+    return Estimate(mean=ratio, low=max(0.0, ratio - half), high=ratio + half)

@@ -6,24 +6,25 @@ thread: what is measured is what is served. Knows nothing of files and terminals
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from time import perf_counter
-from typing import Literal, get_args
+from typing import Literal, TypeVar, get_args
 
 from torch import Tensor
 
 from mac_core.engine.offline import Advance
 from mac_core.engine.ports import AnsweringModel
 from mac_core.engine.selecting import Selecting
-from mac_core.engine.sources import sources_of
+from mac_core.evaluation.abstention import spoken
 from mac_core.evaluation.answer_log import AnswerLog
 from mac_core.evaluation.dataset import SquadQuestion
 from mac_core.evaluation.learned import DOCUMENT_KEY
 from mac_core.evaluation.results import RECALL_DEPTHS, Prediction
-from mac_core.memory.bank import BankEntry, BankView, MemoryBank
+from mac_core.memory.bank import BankEntry, BankView, MemoryBank, Selected
 from mac_core.types import Mode, Question
 
+T = TypeVar("T")
 EvaluationMode = Literal["none", "text", "memory", "hybrid", "oracle", "oracle-text"]
 MODES: tuple[EvaluationMode, ...] = get_args(EvaluationMode)
 
@@ -33,9 +34,23 @@ MODES: tuple[EvaluationMode, ...] = get_args(EvaluationMode)
 _SELECTS: dict[EvaluationMode, Mode] = {"oracle": "memory", "oracle-text": "memory"}
 _READS: dict[EvaluationMode, Mode] = {"oracle": "memory", "oracle-text": "text"}
 
+# Questions that are put together by the document that each reads first: some articles' worth, so
+# that a killed run loses little and the order of the file almost decides.
+_WINDOW = 1024
+
 RETRIEVAL_WAYS = ("fused", "dense", "bm25")
 # Chunks looked at for the best distinct documents: some documents have several.
 _RETRIEVED_CHUNKS = 2 * max(RECALL_DEPTHS)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Choice:
+    """A question and what was selected for it."""
+
+    question: SquadQuestion
+    asked: Question
+    selected: Sequence[Selected]
+    seconds: float  # its share of the selecting
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,39 +70,68 @@ class Asker:
         questions: Sequence[SquadQuestion],
         *,
         log: AnswerLog,
+        log_name: str | None = None,
         advance: Advance = lambda amount: None,
     ) -> list[Prediction]:
-        """Answer every question that `log` does not hold yet; in the order of `questions`."""
-        known = log.read(mode)
+        """Answer every question that `log` does not hold yet; in the order of `questions`.
+
+        Args:
+            log_name: what the log calls these answers; None: the mode's own name.
+        """
+        name = mode if log_name is None else log_name
+        known = log.read(name)
         advance(sum(question.id in known for question in questions))
         waiting = [question for question in questions if question.id not in known]
-        # In the file's order: a paragraph's questions go together, its text is read once a batch.
-        for first in range(0, len(waiting), self.batch_size):
-            answered = self.answer_batch(mode, waiting[first : first + self.batch_size])
-            log.append(mode, answered)
-            known |= {prediction.question_id: prediction for prediction in answered}
-            advance(len(answered))
+        # A whole bank selected for every question of a window would not fit.
+        for window in _parts(waiting, self.batch_size if self.top_k == 0 else _WINDOW):
+            for batch in _parts(self._select(mode, window), self.batch_size):
+                answered = self._read(mode, batch)
+                log.append(name, answered)
+                known |= {prediction.question_id: prediction for prediction in answered}
+                advance(len(answered))
         return [known[question.id] for question in questions]
 
-    def answer_batch(
-        self, mode: EvaluationMode, questions: Sequence[SquadQuestion]
-    ) -> list[Prediction]:
-        """Select, read and spell as the engine does."""
-        started = perf_counter()
-        asked = [self._question(mode, question) for question in questions]
+    def _select(self, mode: EvaluationMode, questions: Sequence[SquadQuestion]) -> list[_Choice]:
+        """What each question reads, in the order in which a batch costs least.
+
+        Where texts are read, questions on the same document go together, beside texts of its
+        length: each goes through the base LM once a batch. Elsewhere questions of like length do.
+        No answer depends on the batch that it is in.
+        """
         selecting = Selecting(self.model, self.bank)
-        selected = selecting.select(asked, [self.view] * len(asked), now=0.0)
-        reading = [replace(q, mode=_READS.get(mode, q.mode)) for q in asked]
-        requests = selecting.requests(reading, selected)
+        choices: list[_Choice] = []
+        for batch in _parts(questions, self.batch_size):
+            started = perf_counter()
+            asked = [self._question(mode, question) for question in batch]
+            selected = selecting.select(asked, [self.view] * len(asked), now=0.0)
+            seconds = (perf_counter() - started) / len(batch)
+            choices += [
+                _Choice(question=question, asked=one, selected=chosen, seconds=seconds)
+                for question, one, chosen in zip(batch, asked, selected, strict=True)
+            ]
+        reads_text = _READS.get(mode, mode) in ("text", "hybrid")
+        return sorted(choices, key=_first_document if reads_text else _question_length)
+
+    def _read(self, mode: EvaluationMode, choices: Sequence[_Choice]) -> list[Prediction]:
+        """Read and spell as the engine does."""
+        started = perf_counter()
+        reading = [replace(c.asked, mode=_READS.get(mode, c.asked.mode)) for c in choices]
+        selecting = Selecting(self.model, self.bank)
+        requests = selecting.requests(reading, [choice.selected for choice in choices])
         generated = self.model.answer(requests)
         answers = [
-            sources_of(request, chosen, made)[0]
-            for request, chosen, made in zip(requests, selected, generated, strict=True)
+            spoken(self.model.config, request, choice.selected, made)
+            for request, choice, made in zip(requests, choices, generated, strict=True)
         ]
-        seconds = (perf_counter() - started) / len(questions)
+        seconds = (perf_counter() - started) / len(choices)
         return [
-            Prediction(question_id=question.id, answer=answer, seconds=seconds)
-            for question, answer in zip(questions, answers, strict=True)
+            Prediction(
+                question_id=choice.question.id,
+                answer=answer,
+                confidence=confidence,
+                seconds=choice.seconds + seconds,
+            )
+            for choice, (answer, confidence) in zip(choices, answers, strict=True)
         ]
 
     def _question(self, mode: EvaluationMode, question: SquadQuestion) -> Question:
@@ -101,14 +145,17 @@ class Asker:
         )
 
     def rank_all(
-        self, questions: Sequence[SquadQuestion], *, advance: Advance = lambda amount: None
+        self,
+        questions: Sequence[SquadQuestion],
+        *,
+        ways: Sequence[str] = RETRIEVAL_WAYS,
+        advance: Advance = lambda amount: None,
     ) -> dict[str, list[int | None]]:
         """By way of retrieval, the right document's rank from 0 for each question; None: missed."""
-        ranks: dict[str, list[int | None]] = {way: [] for way in RETRIEVAL_WAYS}
-        for first in range(0, len(questions), self.batch_size):
-            batch = questions[first : first + self.batch_size]
+        ranks: dict[str, list[int | None]] = {way: [] for way in ways}
+        for batch in _parts(questions, self.batch_size):
             queries = self.model.encode_questions([question.text for question in batch])
-            for way in RETRIEVAL_WAYS:
+            for way in ways:
                 found = self._retrieve(way, batch, queries)
                 pairs = zip(batch, found, strict=True)
                 ranks[way] += [_rank(question.document_id, entries) for question, entries in pairs]
@@ -135,6 +182,22 @@ class Asker:
             mode="bm25" if way == "bm25" else "fused",
         )
         return [[chosen.entry for chosen in row] for row in selected]
+
+
+def _question_length(choice: _Choice) -> tuple[int, str]:
+    return len(choice.question.text), ""
+
+
+def _first_document(choice: _Choice) -> tuple[int, str]:
+    """Length and name of the document that a question reads first."""
+    if not choice.selected:
+        return 0, ""
+    first = choice.selected[0].entry
+    return first.num_tokens, first.document_id
+
+
+def _parts(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
+    return (items[first : first + size] for first in range(0, len(items), size))
 
 
 def _rank(document_id: str, entries: Sequence[BankEntry]) -> int | None:

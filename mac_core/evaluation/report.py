@@ -15,12 +15,12 @@ from rich.text import Text
 
 from mac_core.evaluation.dataset import SquadQuestion
 from mac_core.evaluation.metrics import Estimate, f1, strict_em
-from mac_core.evaluation.results import RECALL_DEPTHS, Evaluation, ModeResult, Prediction
+from mac_core.evaluation.results import RECALL_DEPTHS, Evaluation, ModeResult, Origin, Prediction
 
 SCORES = ("strict_em", "prefix_em", "f1", "f1_shortest")
 
 
-def to_json_line(evaluation: Evaluation) -> str:
+def to_json_line(evaluation: Evaluation, *, command: str = "") -> str:
     """One compact line, percentages with two decimals; the command prints it last."""
     return json.dumps(
         {
@@ -31,9 +31,10 @@ def to_json_line(evaluation: Evaluation) -> str:
             "learn_s": round(evaluation.learn_seconds, 2),
             "results": {mode: _mode_values(r) for mode, r in evaluation.results.items()},
             "retrieval": {
-                way: {f"recall@{k}": _percent(share.mean) for k, share in by_depth.items()}
+                way: {f"recall@{k}": percent(share.mean) for k, share in by_depth.items()}
                 for way, by_depth in evaluation.retrieval.items()
             },
+            "command": command,
             **asdict(evaluation.origin),
         },
         separators=(",", ":"),
@@ -56,6 +57,7 @@ def write_predictions(
                     "document": question.document_id,
                     "question": question.text,
                     "answer": prediction.answer,
+                    "confidence": round(prediction.confidence, 4),
                     "references": question.references,
                     "strict_em": strict_em(prediction.answer, question.references),
                     "f1": round(f1(prediction.answer, question.references), 4),
@@ -66,9 +68,9 @@ def write_predictions(
 def _mode_values(result: ModeResult) -> dict[str, Any]:
     estimates: dict[str, Estimate] = {name: getattr(result, name) for name in SCORES}
     return {
-        **{name: _percent(estimate.mean) for name, estimate in estimates.items()},
+        **{name: percent(estimate.mean) for name, estimate in estimates.items()},
         "interval_95": {
-            name: [_percent(estimate.low), _percent(estimate.high)]
+            name: [percent(estimate.low), percent(estimate.high)]
             for name, estimate in estimates.items()
         },
         "questions": result.num_questions,
@@ -77,7 +79,7 @@ def _mode_values(result: ModeResult) -> dict[str, Any]:
     }
 
 
-def card(evaluation: Evaluation) -> RenderableType:
+def card(evaluation: Evaluation, *, command: str = "") -> RenderableType:
     """The report for a terminal."""
     title = f"{evaluation.dataset}: {evaluation.num_documents} documents in the bank"
     return Group(
@@ -90,7 +92,9 @@ def card(evaluation: Evaluation) -> RenderableType:
             "the same for F1.",
             style="dim",
         ),
-        *(Text(line) for line in _origin_lines(evaluation)),
+        *([Text(command)] if command else []),
+        *(Text(line) for line in origin_lines(evaluation.origin)),
+        Text(f"{evaluation.num_chunks} chunks learned in {evaluation.learn_seconds:.1f} s"),
     )
 
 
@@ -103,7 +107,7 @@ def _modes_table(evaluation: Evaluation) -> Table:
     for mode, result in evaluation.results.items():
         table.add_row(
             mode,
-            *(_interval(getattr(result, name)) for name in SCORES),
+            *(interval(getattr(result, name)) for name in SCORES),
             str(result.num_questions),
             f"{result.seconds:.1f}",
             f"{result.questions_per_s:.1f}",
@@ -117,12 +121,12 @@ def _retrieval_table(evaluation: Evaluation) -> Table:
     for k in RECALL_DEPTHS:
         table.add_column(f"recall@{k}", justify="right")
     for way, by_depth in evaluation.retrieval.items():
-        table.add_row(way, *(_interval(by_depth[k]) for k in RECALL_DEPTHS))
+        table.add_row(way, *(interval(by_depth[k]) for k in RECALL_DEPTHS))
     return table
 
 
-def _origin_lines(evaluation: Evaluation) -> Iterable[str]:
-    origin = evaluation.origin
+def origin_lines(origin: Origin) -> Iterable[str]:
+    """Where a card's numbers come from."""
     yield f"commit {origin.commit}  seed {origin.seed}  {origin.date}"
     yield (
         f"bundle {origin.bundle}  config {origin.config_fingerprint[:12]}  "
@@ -132,16 +136,20 @@ def _origin_lines(evaluation: Evaluation) -> Iterable[str]:
         f"top_k {origin.top_k}  batch {origin.batch_size}  device {origin.device}  "
         f"torch threads {origin.num_threads}"
     )
-    yield (
-        f"data {origin.data_file} {origin.data_sha256[:12]}  "
-        f"{evaluation.num_chunks} chunks learned in {evaluation.learn_seconds:.1f} s"
-    )
+    yield f"data {origin.data_file} {origin.data_sha256[:12]}"
 
 
-def _interval(estimate: Estimate) -> str:
-    low, high = _percent(estimate.low), _percent(estimate.high)
-    return f"{_percent(estimate.mean):.2f} [{low:.2f}, {high:.2f}]"
+def interval(estimate: Estimate) -> str:
+    """As `21.40 [19.60, 23.20]`, in percent."""
+    low, high = percent(estimate.low), percent(estimate.high)
+    return f"{percent(estimate.mean):.2f} [{low:.2f}, {high:.2f}]"
 
 
-def _percent(share: float) -> float:
+def percent(share: float) -> float:
+    """With two decimals."""
     return round(100 * share, 2)
+
+
+def percent_interval(estimate: Estimate) -> list[float]:
+    """Both ends, in percent."""
+    return [percent(estimate.low), percent(estimate.high)]

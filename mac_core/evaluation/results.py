@@ -29,6 +29,7 @@ class Prediction:
 
     question_id: str
     answer: str
+    confidence: float  # as the engine answers it, in [0, 1]
     seconds: float
 
 

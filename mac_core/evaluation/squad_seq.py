@@ -9,7 +9,8 @@ from time import perf_counter
 from mac_core.engine.ports import AnsweringModel
 from mac_core.evaluation.answer_log import AnswerLog
 from mac_core.evaluation.dataset import SquadQuestion
-from mac_core.evaluation.learned import Track, learn_documents, untracked
+from mac_core.evaluation.learned import Track, untracked
+from mac_core.evaluation.learned_cache import GrowingBank, LearnedCache
 from mac_core.evaluation.protocol import Asker, EvaluationMode
 from mac_core.evaluation.results import (
     Evaluation,
@@ -18,7 +19,6 @@ from mac_core.evaluation.results import (
     score_mode,
     score_ranks,
 )
-from mac_core.memory.bank import MemoryBank
 from mac_core.types import Document
 
 DATASET = "squad-seq"
@@ -32,6 +32,7 @@ class SquadSeq:
     questions: Sequence[SquadQuestion]
     modes: Sequence[EvaluationMode]
     origin: Origin
+    dataset: str = DATASET  # what the report calls it
 
 
 def run_squad_seq(
@@ -39,21 +40,31 @@ def run_squad_seq(
     task: SquadSeq,
     *,
     log: AnswerLog,
+    cache: LearnedCache | None = None,
     track: Track = untracked,
 ) -> tuple[Evaluation, dict[str, list[Prediction]]]:
     """Measure, and return the predictions of every mode in the order of the questions.
+
+    Args:
+        cache: learned documents of earlier runs; what is read from it was not learned now.
 
     Raises:
         InvalidInput: a document that cannot be learned.
     """
     origin = task.origin
-    bank = MemoryBank(model.config.selection, device=origin.device)
+    growing = GrowingBank(
+        model,
+        cache=cache or LearnedCache(None, fingerprint=model.fingerprint),
+        batch_size=origin.batch_size,
+        device=origin.device,
+        track=track,
+    )
     started = perf_counter()
-    view = learn_documents(model, bank, task.documents, batch_size=origin.batch_size, track=track)
+    view = growing.add(task.documents)
     learn_seconds = perf_counter() - started
     asker = Asker(
         model=model,
-        bank=bank,
+        bank=growing.bank,
         view=view,
         batch_size=origin.batch_size,
         top_k=origin.top_k,
@@ -66,7 +77,7 @@ def run_squad_seq(
         for mode in task.modes
     }
     evaluation = Evaluation(
-        dataset=DATASET,
+        dataset=task.dataset,
         num_documents=view.num_documents,
         num_questions=num_questions,
         num_chunks=len(view.entries),

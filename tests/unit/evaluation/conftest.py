@@ -68,6 +68,7 @@ class PerfectReader:
     def __init__(self) -> None:
         self.batches: list[list[AnswerRequest]] = []
         self.num_amortized: list[int] = []
+        self.confidences: dict[str, float] = {}  # by question; else 1
 
     def amortize(self, chunks: Sequence[str]) -> list[Modulation]:
         self.num_amortized.append(len(chunks))
@@ -104,7 +105,7 @@ class PerfectReader:
         return Generated(
             text=known[0] if known else "nowhere",
             token_ids=(1,),
-            confidence=1.0,
+            confidence=self.confidences.get(request.question, 1.0),
             document_mass=(1 / count,) * count if count else (),
             num_prompt_tokens=1,
             num_prefix_tokens=count,

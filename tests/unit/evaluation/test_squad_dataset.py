@@ -6,7 +6,12 @@ from typing import Any
 import pytest
 
 from mac_core.errors import InvalidInput
-from mac_core.evaluation.dataset import load_squad_dev, sample
+from mac_core.evaluation.dataset import (
+    load_distractors,
+    load_questions,
+    load_squad_dev,
+    sample,
+)
 
 
 def question(name: str, *answers: str) -> dict[str, Any]:
@@ -100,3 +105,76 @@ def test_limiting_documents_drops_the_questions_on_others(squad_file: Path) -> N
     documents, questions = load_squad_dev(squad_file)
     kept, asked = sample(documents, questions, num_documents=1, seed=0)
     assert {q.document_id for q in asked} == {kept[0].id}
+
+
+def test_questions_without_a_reference_are_kept_on_request(squad_file: Path) -> None:
+    _, questions = load_squad_dev(squad_file, keep_unanswerable=True)
+    assert [(q.id, bool(q.references)) for q in questions] == [
+        ("q1", True),
+        ("q2", True),
+        ("q3", False),
+        ("q4", True),
+    ]
+
+
+def fairytale(section: str, asked: str, *answers: str, title: str = "snow-man") -> dict[str, Any]:
+    # U+2028 separates lines for str.splitlines, not in JSON lines.
+    return {"context": f"{section}\u2028", "question": asked, "answers": answers, "title": title}
+
+
+@pytest.fixture
+def fairytale_file(tmp_path: Path) -> Path:
+    rows = [
+        fairytale("It was cold.", "How was it?", "cold", "cold", "very cold"),
+        fairytale("The sun rose.", "What rose?", "the sun"),
+        fairytale("It was cold.", "Why?"),
+        fairytale("It was cold.", "How was it?", "cold"),
+    ]
+    path = tmp_path / "test.jsonl.xz"
+    lines = "\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
+    path.write_bytes(lzma.compress(lines.encode()))
+    return path
+
+
+def test_a_fairytale_section_is_one_document(fairytale_file: Path) -> None:
+    documents, _ = load_questions(fairytale_file)
+    assert [(d.title, d.text) for d in documents] == [
+        ("snow man", "It was cold.\u2028"),
+        ("snow man", "The sun rose.\u2028"),
+    ]
+
+
+def test_fairytale_questions_have_names_of_their_own_and_name_their_section(
+    fairytale_file: Path,
+) -> None:
+    documents, questions = load_questions(fairytale_file)
+    first, second = (document.id for document in documents)
+    assert [(q.references, q.document_id) for q in questions] == [
+        (("cold", "very cold"), first),
+        (("the sun",), second),
+        (("cold",), first),
+    ]
+    assert len({q.id for q in questions}) == 3
+
+
+def test_squads_layout_is_read_where_the_name_says_no_lines(squad_file: Path) -> None:
+    assert load_questions(squad_file) == load_squad_dev(squad_file)
+
+
+@pytest.mark.parametrize("content", [b"[]", b"{}", b'{"data": []}', b"no json", b""])
+def test_foreign_lines_are_refused_by_name(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "foreign.jsonl"
+    path.write_bytes(content)
+    with pytest.raises(InvalidInput, match=r"foreign\.jsonl"):
+        load_questions(path)
+
+
+def test_distractors_are_neither_known_nor_repeated(squad_file: Path, fairytale_file: Path) -> None:
+    known = load_squad_dev(squad_file)[0][:1]
+    found = load_distractors([squad_file, fairytale_file, squad_file], known=known)
+    assert [document.text for document in found] == [
+        "Prices rose.",
+        "It was cold.\u2028",
+        "The sun rose.\u2028",
+    ]
+    assert len({document.id for document in [*known, *found]}) == 4

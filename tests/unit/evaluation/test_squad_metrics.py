@@ -97,3 +97,8 @@ def test_normal_interval_by_hand() -> None:
 def test_normal_interval_of_one_value_says_nothing() -> None:
     estimate = normal([0.5])
     assert (estimate.low, estimate.high) == (0.0, 1.0)
+
+
+def test_nothing_is_right_where_there_is_no_reference() -> None:
+    assert f1("anything", ()) == 0.0
+    assert not strict_em("anything", ())

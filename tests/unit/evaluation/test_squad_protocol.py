@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -57,13 +58,42 @@ def test_none_reads_nothing(asker: Asker, reader: Any, questions: Any) -> None:
     assert all(not (r.modulations or r.texts) for batch in reader.batches for r in batch)
 
 
-def test_questions_are_batched_in_the_order_of_the_file(
+def asked(reader: Any) -> list[list[str]]:
+    return [[request.question for request in batch] for batch in reader.batches]
+
+
+def test_questions_of_like_length_go_together(asker: Asker, reader: Any, questions: Any) -> None:
+    answers(asker, "none", questions)
+    assert [len(batch) for batch in reader.batches] == [4, 2]
+    by_length = sorted((question.text for question in questions), key=len)
+    assert sum(asked(reader), []) == by_length != [question.text for question in questions]
+
+
+def test_questions_on_one_document_go_together_where_its_text_is_read(
     asker: Asker, reader: Any, questions: Any
 ) -> None:
-    answers(asker, "none", questions)
-    asked = [r.question for batch in reader.batches for r in batch]
-    assert [len(batch) for batch in reader.batches] == [4, 2]
-    assert asked == [q.text for q in questions]
+    again = [
+        replace(question, id=f"again-{question.id}", text=f"{question.text} Again?")
+        for question in questions
+    ]
+    assert answers(asker, "text", [*questions, *again]) == CITIES * 2
+    texts = [request.texts for batch in reader.batches for request in batch]
+    assert texts[0::2] == texts[1::2]
+
+
+def test_an_answer_carries_the_models_confidence(asker: Asker, reader: Any, questions: Any) -> None:
+    reader.confidences = {question.text: place / 10 for place, question in enumerate(questions)}
+    made = asker.answer_all("memory", questions, log=NO_LOG)
+    assert [prediction.confidence for prediction in made] == [0.0, 0.1, 0.2, 0.3, 0.4, 0.5]
+
+
+def test_a_log_keeps_answers_under_the_name_it_is_given(
+    asker: Asker, questions: Any, tmp_path: Path
+) -> None:
+    log = AnswerLog(tmp_path, run={})
+    asker.answer_all("memory", questions, log=log, log_name="memory-200")
+    assert log.read("memory") == {}
+    assert len(log.read("memory-200")) == 6
 
 
 def what_is_read(reader: Any) -> set[tuple[int, int]]:
@@ -166,8 +196,8 @@ def test_a_killed_run_goes_on_where_it_was(
     del reader.answer
     log = AnswerLog(tmp_path, run={"seed": 3})
     resumed, _ = run(reader, documents, questions, origin, log)
-    asked = [request.question for batch in reader.batches for request in batch]
-    assert sorted(asked) == sorted(everything)
+    again = [request.question for batch in reader.batches for request in batch]
+    assert sorted(again) == sorted(everything)
     assert [len(log.read(mode)) for mode in MODES] == [6] * len(MODES)
     assert {m: r.f1 for m, r in resumed.results.items()} == {
         m: r.f1 for m, r in whole.results.items()
@@ -182,7 +212,7 @@ def test_another_runs_answers_are_refused_by_name(tmp_path: Path) -> None:
 
 def test_the_log_keeps_modes_apart(tmp_path: Path) -> None:
     log = AnswerLog(tmp_path, run={})
-    kept = Prediction(question_id="q", answer="Ulm\u2028", seconds=0.5)
+    kept = Prediction(question_id="q", answer="Ulm\u2028", confidence=0.9, seconds=0.5)
     log.append("memory", [kept])
     assert log.read("memory") == {"q": kept}
     assert log.read("none") == {}

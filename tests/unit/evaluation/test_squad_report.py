@@ -24,7 +24,7 @@ def predictions(questions: Any) -> list[Prediction]:
     """Four exactly right, one a longer answer, one wrong."""
     said = ["Ulm", "oslo", "Rome.", "the Bath", "Cadiz Spain", "Paris"]
     return [
-        Prediction(question_id=question.id, answer=answer, seconds=0.5)
+        Prediction(question_id=question.id, answer=answer, confidence=0.9, seconds=0.5)
         for question, answer in zip(questions, said, strict=True)
     ]
 

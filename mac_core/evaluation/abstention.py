@@ -1,0 +1,48 @@
+"""What an answer says and how sure it is, and when it counts as withheld.
+
+The one place that knows where the engine and a bundle keep these.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from mac_core.config import ModelConfig
+from mac_core.engine.sources import sources_of
+from mac_core.evaluation.results import Prediction
+from mac_core.memory.bank import Selected
+from mac_core.networks.model import AnswerRequest, Generated
+
+# Oracles read what these modes read.
+_READ_AS = {"oracle": "memory", "oracle-text": "text"}
+
+
+def spoken(
+    config: ModelConfig, request: AnswerRequest, selected: Sequence[Selected], made: Generated
+) -> tuple[str, float]:
+    """The answer as the engine spells it, and its confidence in [0, 1], before any withholding."""
+    text, _ = sources_of(request, selected, made)
+    return text, made.confidence if text else 0.0  # silence is sure of nothing
+
+
+def bundle_min_confidence(config: ModelConfig, mode: str) -> float | None:
+    """The threshold that the bundle itself brings for a mode; None: it brings none."""
+    by_mode = getattr(config, "confidence", None)
+    weights = getattr(by_mode, _READ_AS.get(mode, mode), None)
+    value = getattr(weights, "threshold", None)
+    return None if value is None else float(value)
+
+
+def thresholds(
+    config: ModelConfig, modes: Sequence[str], *, min_confidence: float | None
+) -> dict[str, float | None]:
+    """By mode, `min_confidence` where it is given, else the bundle's own."""
+    if min_confidence is not None:
+        return dict.fromkeys(modes, min_confidence)
+    return {mode: bundle_min_confidence(config, mode) for mode in modes}
+
+
+def abstains(prediction: Prediction, min_confidence: float | None) -> bool:
+    """Whether nothing is said, or what is said is withheld at a threshold; None: there is none."""
+    is_below = min_confidence is not None and prediction.confidence < min_confidence
+    return is_below or not prediction.answer
