@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from mac_core.config import ModelConfig
-from mac_core.engine.sources import sources_of
+from mac_core.config import ConfidenceWeights, ModelConfig
+from mac_core.engine.confidence import judge
 from mac_core.evaluation.results import Prediction
 from mac_core.memory.bank import Selected
 from mac_core.networks.model import AnswerRequest, Generated
@@ -21,16 +21,14 @@ def spoken(
     config: ModelConfig, request: AnswerRequest, selected: Sequence[Selected], made: Generated
 ) -> tuple[str, float]:
     """The answer as the engine spells it, and its confidence in [0, 1], before any withholding."""
-    text, _ = sources_of(request, selected, made)
-    return text, made.confidence if text else 0.0  # silence is sure of nothing
+    judged = judge(config.confidence, request, selected, made)
+    return judged.text or "", judged.confidence
 
 
 def bundle_min_confidence(config: ModelConfig, mode: str) -> float | None:
     """The threshold that the bundle itself brings for a mode; None: it brings none."""
-    by_mode = getattr(config, "confidence", None)
-    weights = getattr(by_mode, _READ_AS.get(mode, mode), None)
-    value = getattr(weights, "threshold", None)
-    return None if value is None else float(value)
+    weights: ConfidenceWeights | None = getattr(config.confidence, _READ_AS.get(mode, mode))
+    return None if weights is None else weights.threshold
 
 
 def thresholds(

@@ -3,6 +3,7 @@ from typing import Any
 
 import pytest
 
+from mac_core.config import ConfidenceConfig, ConfidenceWeights
 from mac_core.evaluation.abstention import abstains, bundle_min_confidence, spoken, thresholds
 from mac_core.evaluation.results import Prediction
 from mac_core.networks.model import AnswerRequest
@@ -27,8 +28,8 @@ def test_silence_is_an_abstention_without_any_threshold() -> None:
 
 
 def calibrated() -> Any:
-    weights = SimpleNamespace(threshold=0.3)
-    return SimpleNamespace(confidence=SimpleNamespace(memory=weights, hybrid=None))
+    weights = ConfidenceWeights(weights={}, bias=0.0, threshold=0.3)
+    return SimpleNamespace(confidence=ConfidenceConfig(memory=weights))
 
 
 @pytest.mark.parametrize(
