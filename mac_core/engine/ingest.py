@@ -122,7 +122,8 @@ class Ingest:
         with suppress(StoreError):  # counted; tried again later
             due = sorted(self._expired(now), key=itemgetter(0))
             for namespace, pairs in groupby(due, key=itemgetter(0)):
-                removed, _ = self._delete(namespace, [name for _, name in pairs])
+                names = [name for _, name in pairs]
+                removed, _ = self._delete(namespace, names, expired_by=now)
                 self._observer.count_documents("expired", len(removed))
             self._find_next_expiry()
 
@@ -138,9 +139,11 @@ class Ingest:
         times = [float(view.expires_at.min()) for view in views if view.entries]
         self._next_expiry = min(times, default=float("inf"))
 
-    def _delete(self, namespace: str, ids: Sequence[str]) -> tuple[tuple[str, ...], int]:
+    def _delete(
+        self, namespace: str, ids: Sequence[str], *, expired_by: float | None = None
+    ) -> tuple[tuple[str, ...], int]:
         try:
-            removed, version = self._store.delete(namespace, ids)
+            removed, version = self._store.delete(namespace, ids, expired_by=expired_by)
         except Exception as error:
             self._observer.count_store_error("delete")
             raise as_store_error(error) from error
