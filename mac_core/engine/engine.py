@@ -18,7 +18,7 @@ from mac_core.engine.serving import Clocks, Serving
 from mac_core.engine.thread import STOPPED, EngineThread
 from mac_core.engine.tickets import DocumentsTicket, QuestionTicket, ReadTicket, RemovalTicket
 from mac_core.errors import NotReady
-from mac_core.memory.sqlite_store import SqliteStore
+from mac_core.memory import opening
 from mac_core.memory.store import Store
 from mac_core.types import (
     DEFAULT_NAMESPACE,
@@ -52,6 +52,7 @@ class Engine:
         *,
         bundle: Path,
         store_directory: Path,
+        store_url: str | None = None,
         config: EngineConfig,
         observer: EngineObserver | None = None,
         load: Callable[[], AnsweringModel] | None = None,
@@ -60,9 +61,11 @@ class Engine:
     ) -> None:
         """
         Args:
+            store_url: as `mac_core.memory.opening` reads it; None: SQLite in `store_directory`.
             load: gives the model; by default it is read from `bundle`. Engine thread.
-            open_store: gives the store; by default SQLite in `store_directory`. Engine thread.
+            open_store: gives the store; by default that of `store_url`. Engine thread.
         """
+        url = store_url or opening.url_of_directory(store_directory)
         self._name = bundle.name
         self._config = config
         self._observer = observer or SilentObserver()
@@ -78,7 +81,7 @@ class Engine:
             scheduler=self._scheduler,
             load=load or (lambda: _load_bundle(bundle, device=config.device)),
             open_store=open_store
-            or (lambda fingerprint: SqliteStore(store_directory, fingerprint=fingerprint)),
+            or (lambda fingerprint: opening.open_store(url, fingerprint=fingerprint)),
             make_serving=self._make_serving,
             num_threads=config.num_threads,
         )

@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from threading import Lock
 from typing import Any, Protocol
-from urllib.parse import urlsplit
 
 from redis import Redis
 from redis.backoff import ExponentialWithJitterBackoff
@@ -58,14 +57,18 @@ def connect(url: str) -> Redis:
             protocol=2,  # the shape of replies is then the same for every server
             client_name="mac-server",
         )
-    except ValueError as error:
-        raise StoreError(f"{public_name(url)} is not a Redis URL: {error}") from None
+    except ValueError:  # its message may quote a part of the password
+        raise StoreError(
+            f"{public_name(url)} is not a Redis URL; what is special in a password must be "
+            "percent-encoded"
+        ) from None
 
 
 def public_name(url: str) -> str:
-    """The URL without user, password and options."""
-    parts = urlsplit(url)
-    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+    """The URL without user, password and options; of any text, so that an error can show it."""
+    scheme, separator, rest = url.partition("://")
+    # From the last `@`: a password that was not percent-encoded can hold anything.
+    return scheme + separator + rest.rpartition("@")[2].partition("?")[0]
 
 
 class Availability:

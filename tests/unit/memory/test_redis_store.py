@@ -108,7 +108,9 @@ def test_no_server_is_a_store_error_that_hides_the_password() -> None:
     assert "secret" not in str(caught.value)
 
 
-@pytest.mark.parametrize("url", ["http://x/0", "redis://:secret@host:port/0"])
+@pytest.mark.parametrize(
+    "url", ["http://:secret@x/0", "redis://:secret@host:port/0", "redis://:secret/x@host/0"]
+)
 def test_a_url_that_is_none_is_refused_without_its_password(url: str) -> None:
     with pytest.raises(StoreError) as caught:
         RedisStore(url, fingerprint=FINGERPRINT)
@@ -117,6 +119,7 @@ def test_a_url_that_is_none_is_refused_without_its_password(url: str) -> None:
 
 def test_a_public_name_has_no_user_password_or_options() -> None:
     assert public_name("rediss://u:p@h:1/2?password=x") == "rediss://h:1/2"
+    assert public_name("redis://:p/a?s#s@h:1/2") == "redis://h:1/2"
     assert public_name("unix:///run/redis.sock?password=x") == "unix:///run/redis.sock"
 
 
