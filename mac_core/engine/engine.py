@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from mac_core.config import EngineConfig, to_dict
 from mac_core.engine.ports import AnsweringModel, SilentObserver
@@ -19,6 +19,7 @@ from mac_core.engine.thread import STOPPED, EngineThread
 from mac_core.engine.tickets import DocumentsTicket, QuestionTicket, ReadTicket, RemovalTicket
 from mac_core.errors import NotReady
 from mac_core.memory import opening
+from mac_core.memory.shared import SharedStore
 from mac_core.memory.store import Store
 from mac_core.types import (
     DEFAULT_NAMESPACE,
@@ -130,9 +131,10 @@ class Engine:
         bank = None if serving is None else serving.bank
         views = [] if bank is None else [bank.view(name) for name in bank.namespaces()]
         state, detail = self._thread.state
+        follower = None if serving is None else serving.follower
         return EngineStatus(
             state=state,
-            detail=detail,
+            detail=detail or ("" if follower is None else follower.detail),
             model=self._name if serving is None else serving.model.config.name,
             num_documents=sum(view.num_documents for view in views),
             num_chunks=sum(len(view.entries) for view in views),
@@ -140,6 +142,7 @@ class Engine:
             queued_questions=self._scheduler.count_questions(),
             queued_documents=self._scheduler.count_documents(),
             last_step_age_s=self._last_step_age_s(),
+            **self._store_status(serving),
         )
 
     def model_info(self) -> Mapping[str, object]:
@@ -249,6 +252,20 @@ class Engine:
             observer=self._observer,
             clocks=self._clocks,
         )
+
+    def _store_status(self, serving: Serving | None) -> dict[str, Any]:
+        if serving is None:
+            return {}
+        follower, store = serving.follower, serving.store
+        if follower is None:
+            return {"store": store.kind, "store_state": "open"}
+        is_away = isinstance(store, SharedStore) and store.is_away
+        return {
+            "store": store.kind,
+            "store_state": "away" if is_away else "open",
+            "lag_versions": follower.lag_versions,
+            "lag_s": follower.lag_s,
+        }
 
     def _last_step_age_s(self) -> float | None:
         serving = self._thread.serving

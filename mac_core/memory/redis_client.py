@@ -6,7 +6,6 @@ Knows nothing of documents. Errors name the server without its password.
 from __future__ import annotations
 
 import logging
-import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -30,9 +29,10 @@ RETRIES = 2
 BACKOFF_BASE_S, BACKOFF_CAP_S = 0.05, 0.4
 HEALTH_CHECK_INTERVAL_S = 15
 PROBE_INTERVAL_S = 1.0
-# A read-only answer comes from a primary that became a replica: connecting anew finds the new one.
 AWAY = (RedisConnectionError, RedisTimeoutError, OSError)
-RETRIED = (RedisConnectionError, RedisTimeoutError, socket.timeout, ReadOnlyError)
+# A read-only answer comes from a primary that became a replica: connecting anew finds the new one.
+# A timeout is not among them: trying again would hold the engine thread up for as long again.
+RETRIED = (RedisConnectionError, ReadOnlyError)
 
 
 def connect(url: str) -> Redis:

@@ -86,6 +86,10 @@ class RedisStore:
             raise
 
     @property
+    def kind(self) -> str:
+        return "redis"
+
+    @property
     def last_write(self) -> LastWrite:
         return self._last_write
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from mac_core.memory.records import DocumentRecord
 from mac_core.memory.store import Store
@@ -81,6 +81,7 @@ class ChangeFeed(Protocol):
         ...
 
 
+@runtime_checkable
 class SharedStore(Store, Protocol):
     """A store with other writers."""
 

@@ -57,6 +57,10 @@ class SqliteStore:
             self._lock.release()
             raise
 
+    @property
+    def kind(self) -> str:
+        return "sqlite"
+
     def put(self, namespace: str, records: Sequence[DocumentRecord]) -> int:
         if self._fingerprint is None:
             raise StoreError("the store was opened without a fingerprint: it is read-only")

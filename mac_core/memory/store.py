@@ -28,6 +28,11 @@ class Store(Protocol):
     modulations also CorruptRecord and ForeignRecord.
     """
 
+    @property
+    def kind(self) -> str:
+        """What it is, in a word for operators; any thread."""
+        ...
+
     def put(self, namespace: str, records: Sequence[DocumentRecord]) -> int:
         """Write the records, replacing those with the same ids; the version that holds them.
 
