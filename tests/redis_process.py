@@ -19,7 +19,7 @@ STOP_TIMEOUT_S = 20.0
 class RedisProcess:
     """`redis-server` with an append-only file; answers when the constructor returns."""
 
-    def __init__(self, directory: Path, *, appendfsync: str = "everysec", **options: str) -> None:
+    def __init__(self, directory: Path, *, appendfsync: str = "always", **options: str) -> None:
         """`options`: more of redis.conf, such as `maxmemory_policy="allkeys-lru"`."""
         found = shutil.which("redis-server")
         if found is None:
@@ -34,6 +34,7 @@ class RedisProcess:
             "port": str(self.port), "bind": "127.0.0.1", "dir": str(directory), "save": "",
             "appendonly": "yes", "appendfsync": appendfsync, "maxmemory-policy": "noeviction",
         } | {name.replace("_", "-"): value for name, value in options.items()}  # fmt: skip
+        self._password = options.get("requirepass")
         self._command = [found]
         for name, value in given.items():
             self._command += [f"--{name}", value]
@@ -53,7 +54,7 @@ class RedisProcess:
                 time.sleep(0.02)
 
     def client(self) -> Redis:
-        return Redis(port=self.port, socket_timeout=20)
+        return Redis(port=self.port, password=self._password, socket_timeout=20)
 
     def kill(self) -> None:
         """SIGKILL: nothing is flushed that was not."""

@@ -153,7 +153,7 @@ class Follower:
             self._observer.count_store_error("follow")
 
     def _on_engine(self, work: Callable[[], bool]) -> bool:
-        """Run `work` as one turn of the engine thread, and let waiting questions look again.
+        """Run `work` as one turn of the engine thread; if it published, questions look again.
 
         Raises:
             Stopped: the engine is going away.
@@ -161,9 +161,10 @@ class Follower:
         """
 
         def turn() -> bool:
-            done = work()
-            self._scheduler.unpark()
-            return done
+            has_published = work()
+            if has_published:
+                self._scheduler.unpark()
+            return has_published
 
         ticket = ReadTicket[bool](read=turn, submitted_at=self._clock())
         self._scheduler.submit_read(ticket)

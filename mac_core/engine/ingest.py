@@ -65,7 +65,8 @@ class Ingest:
         """Learn documents of one namespace, in order; yields between forward passes.
 
         Documents share a transaction as long as their chunks fit one pass and no id repeats. No
-        other write may come between the steps. Each document's result reaches its ticket.
+        other write of this process may come between the steps. Each document's result reaches its
+        ticket.
         """
         self._expire_now()
         groups = self._intake.groups(items, max_chunks=lambda: self._amortizer.cap.value)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from types import MappingProxyType
 
 from mac_core.engine.ports import AnsweringModel
 from mac_core.errors import StoreError
@@ -18,10 +18,8 @@ from mac_core.memory.store import Store
 from mac_core.networks.aggregation import AggregationKeys
 from mac_core.types import EngineObserver
 
-T = TypeVar("T")
-
 Keys = Sequence[AggregationKeys]  # of one document, by chunk
-OnEngine = Callable[[Callable[[], T]], T]
+OnEngine = Callable[[Callable[[], bool]], object]
 
 FETCHED_AT_ONCE = 16  # documents; each is about 0.1 MB a chunk
 MAX_ROUNDS = 4  # of looking again at what was written meanwhile
@@ -139,8 +137,13 @@ class SharedMirror(Mirror):
             marks = self._marks[namespace]
             marks.update((record.id, write.head.mark) for record in records)
             return
+        head = write.head
+        own = {
+            record.id: Staged(version=version, mark=head.mark, record=record, keys=made)
+            for record, made in zip(records, keys, strict=True)
+        }
         try:
-            self._catch_up(namespace)
+            self._catch_up(namespace, own)
         except StoreError:
             self._observer.count_store_error("follow")
 
@@ -177,8 +180,10 @@ class SharedMirror(Mirror):
             marks.pop(name, None)
         self._heads[namespace] = head
 
-    def _catch_up(self, namespace: str) -> None:
-        catch_up(self._shared.feed, self, namespace, on_engine=lambda work: work())
+    def _catch_up(self, namespace: str, staged: Mapping[str, Staged] | None = None) -> None:
+        catch_up(
+            self._shared.feed, self, namespace, staged=staged or {}, on_engine=lambda work: work()
+        )
 
 
 def catch_up(
@@ -186,23 +191,25 @@ def catch_up(
     mirror: SharedMirror,
     namespace: str,
     *,
-    on_engine: OnEngine[bool],
+    on_engine: OnEngine,
+    staged: Mapping[str, Staged] = MappingProxyType({}),
     noticed: Callable[[Delta], None] = lambda delta: None,
 ) -> None:
     """Bring one namespace of the mirror to where the store is.
 
     Args:
         on_engine: runs its argument on the engine thread and waits for it; the rest blocks on the
-            store and makes no tensor.
+            store and makes no tensor. The argument returns whether the bank has changed.
+        staged: documents that need not be fetched, unless they were written again.
         noticed: told how far there is to go.
 
     Raises:
         StoreError: the store is away, or a record cannot be used; the bank is as it was.
     """
-    staged: dict[str, Staged] = {}
+    staged = dict(staged)
     for _ in range(MAX_ROUNDS):
-        # On the engine thread, so that a write which is being made is not taken for another's.
-        on_engine(lambda: True)
+        # After a turn, so that a write which is being made is not taken for another's.
+        on_engine(lambda: False)
         delta = feed.delta(namespace, mirror.head(namespace), known=lambda: mirror.marks(namespace))
         if delta.head == delta.after:
             return
@@ -222,7 +229,7 @@ def _stage(
     namespace: str,
     delta: Delta,
     staged: dict[str, Staged],
-    on_engine: OnEngine[bool],
+    on_engine: OnEngine,
 ) -> None:
     """Fetch and decode what `staged` does not have in the delta's version."""
     missing = [
@@ -238,6 +245,6 @@ def _stage(
 
         def work(fetched: Sequence[FetchedRecord] = fetched) -> bool:
             mirror.stage(fetched, staged)
-            return True
+            return False
 
         on_engine(work)

@@ -165,11 +165,12 @@ class RedisStore:
             raise InvalidInput(f"limit={limit} is below 1")
         keys = NamespaceKeys.of(namespace)
         after: int | None = 0 if cursor is None else decode_cursor(cursor)
+        at_once = LIST_ROWS if filter else min(LIST_ROWS, limit + 1)
         found: list[tuple[DocumentInfo, int]] = []
         while after is not None and len(found) <= limit:
             with self._translating("be read"):
                 rows, after = read_page(
-                    self._client, keys, after=after, limit=LIST_ROWS, with_payload=False
+                    self._client, keys, after=after, limit=at_once, with_payload=False
                 )
             infos = [(info_of(namespace, row), row.stamp.position) for row in rows]
             found += [pair for pair in infos if metadata_matches(pair[0].metadata, filter or {})]
