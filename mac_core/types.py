@@ -196,6 +196,10 @@ class EngineStatus:
     queued_questions: int
     queued_documents: int
     last_step_age_s: float | None  # None: no step yet
+    store: str = "unknown"  # its kind
+    store_state: Literal["unknown", "open", "away"] = "unknown"  # away: asks go on from the bank
+    lag_versions: int = 0  # what the bank lacks of what others wrote, when last heard
+    lag_s: float = 0.0  # for how long the bank has not been known to equal the store
 
 
 class EngineObserver(Protocol):

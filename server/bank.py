@@ -1,4 +1,4 @@
-"""`mac bank`: work on a data directory while no server uses it."""
+"""`mac bank`: work on a store while no server uses it."""
 
 from __future__ import annotations
 
@@ -18,8 +18,11 @@ def bank() -> None:
 @app.command()
 def reindex(
     data_dir: Annotated[
-        Path, typer.Option(exists=True, file_okay=False, help="The server's data directory.")
-    ],
+        Path | None, typer.Option(exists=True, file_okay=False, help="The server's data directory.")
+    ] = None,
+    store_url: Annotated[
+        str | None, typer.Option(help="The servers' store, in place of a directory.")
+    ] = None,
     bundle: Annotated[str, typer.Option(help="Bundle name or directory.")] = "mini",
     device: Annotated[str, typer.Option(help="Torch device, such as cpu or cuda.")] = "cpu",
 ) -> None:
@@ -31,11 +34,13 @@ def reindex(
     from mac_core.engine.reindex import reindex_with_bundle
     from mac_core.errors import MacError
 
+    if (data_dir is None) == (store_url is None):
+        raise typer.BadParameter("name the store: either --data-dir or --store-url")
     try:
         with Progress(console=Console(stderr=True)) as progress:
             task = progress.add_task("reindex", total=None)
             count = reindex_with_bundle(
-                data_dir,
+                store_url or f"sqlite:///{data_dir}",
                 bundle_path(bundle),
                 device=device,
                 advance=lambda amount: progress.advance(task, amount),

@@ -57,6 +57,9 @@ def serve(
     host: Annotated[str | None, typer.Option(help="Address to bind.")] = None,
     port: Annotated[int | None, typer.Option(help="Port to bind; 0: any free one.")] = None,
     data_dir: Annotated[Path | None, typer.Option(help="Where documents are kept.")] = None,
+    store_url: Annotated[
+        str | None, typer.Option(help="sqlite:///DIRECTORY or redis://HOST:PORT/DB.")
+    ] = None,
     bundle: Annotated[str | None, typer.Option(help="Bundle name or directory.")] = None,
     device: Annotated[str | None, typer.Option(help="Torch device, such as cpu or cuda.")] = None,
     num_threads: Annotated[int | None, typer.Option(help="CPU threads of one operation.")] = None,
@@ -73,6 +76,7 @@ def serve(
         "host": host,
         "port": port,
         "data_dir": data_dir,
+        "store_url": store_url,
         "bundle": bundle,
         "device": device,
         "num_threads": num_threads,

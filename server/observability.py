@@ -125,6 +125,21 @@ class _EngineGauges(Collector):
                 ),
                 ("mac_questions_waiting", "Questions queued.", status.queued_questions),
                 ("mac_documents_waiting", "Documents queued.", status.queued_documents),
+                (
+                    "mac_store_up",
+                    "1 when the store answered last time.",
+                    float(status.store_state == "open"),
+                ),
+                (
+                    "mac_replica_lag_versions",
+                    "What the bank lacks of other servers' writes, furthest namespace.",
+                    status.lag_versions,
+                ),
+                (
+                    "mac_replica_lag_seconds",
+                    "For how long the bank has not been known to equal the store.",
+                    status.lag_s,
+                ),
             )
         )
         if status.last_step_age_s is not None:

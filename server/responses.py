@@ -260,7 +260,12 @@ class Readiness(BaseModel):
     documents: int
     chunks: int
     bank_versions: dict[str, int]
-    store: str
+    store: str = Field(description="kind of the store: sqlite or redis")
+    store_state: str = Field(
+        description="open; away: questions are answered from the bank, writes get 503"
+    )
+    lag_versions: int = Field(description="what the bank lacks of other servers' writes")
+    lag_s: float = Field(description="for how long the bank has not been known to equal the store")
     queued_questions: int
     queued_documents: int
     last_step_age_s: float | None

@@ -46,6 +46,7 @@ def _build(settings: Settings, metrics: Metrics) -> EngineFacade:
     return Engine(
         bundle=bundle_path(settings.bundle),
         store_directory=settings.data_dir,
+        store_url=settings.store_url,
         config=settings.engine_config(),
         observer=metrics,
     )

@@ -7,19 +7,22 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import tomllib
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from mac_core.config import EngineConfig
 
 PREFIX = "MAC_"
 CONFIG_VARIABLE = "MAC_CONFIG"  # names the file, so it cannot stand in it
+STORE_SCHEMES = ("sqlite:///", "redis://", "rediss://", "unix://")
+REDACTED = "***"
 _ENGINE = EngineConfig()
 
 
@@ -38,6 +41,7 @@ class Settings(BaseSettings):
     host: str = "127.0.0.1"
     port: int = Field(default=8000, ge=0, le=65535)  # 0: any free port, printed when ready
     data_dir: Path = Path("data")
+    store_url: str | None = Field(default=None, repr=False)  # None: SQLite in data_dir
     bundle: str = "mini"  # a shipped bundle's name or a directory
     device: str = _ENGINE.device
     num_threads: int | None = Field(default=None, ge=1)  # None: torch's own choice
@@ -53,6 +57,13 @@ class Settings(BaseSettings):
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["json", "console"] = "json"
     commit: str | None = None  # of the source, where no .git is at hand (an image)
+
+    @field_validator("store_url")
+    @classmethod
+    def _names_a_store(cls, url: str | None) -> str | None:
+        if url is not None and not url.startswith(STORE_SCHEMES):
+            raise ValueError("not sqlite:///DIRECTORY, redis://, rediss:// or unix://")
+        return url
 
     def engine_config(self) -> EngineConfig:
         """The part of the settings that the engine takes."""
@@ -71,6 +82,8 @@ class Settings(BaseSettings):
         """The settings as a file that `--config` reads back; secrets are redacted."""
         lines = []
         for name, value in self.model_dump(mode="json").items():
+            if name == "store_url" and value is not None:
+                value = redacted(value)
             # JSON's strings, numbers and booleans are TOML's; TOML has no null.
             lines.append(f"# {name} is unset" if value is None else f"{name} = {json.dumps(value)}")
         return "\n".join(lines)
@@ -133,8 +146,15 @@ def _refuse_unknown(what: str, given: Iterable[str], known: Iterable[str]) -> No
         raise SettingsError("\n".join(problems))
 
 
+def redacted(url: str) -> str:
+    """The URL with its password, wherever it stands, replaced."""
+    # Up to the last `@`: a password that was not percent-encoded can hold anything.
+    url = re.sub(r"^([^/]*//[^:/@]*:).*@", rf"\1{REDACTED}@", url)
+    return re.sub(r"(?i)([?&][a-z_]*password=)[^&#]*", rf"\1{REDACTED}", url)
+
+
 def _explain(error: ValidationError) -> str:
     return "\n".join(
-        f"{_variable(str(item['loc'][0]))}: {item['msg']}, got {item['input']!r}"
+        f"{_variable(str(item['loc'][0]))}: {item['msg']}, got {redacted(str(item['input']))!r}"
         for item in error.errors()
     )

@@ -1,8 +1,11 @@
 """Markers by folder, so that a test's place says how it is run."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from tests.redis_process import RedisProcess
 
 TIERS = ("unit", "parity", "integration", "gpu")
 
@@ -12,3 +15,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         folder = Path(item.path).relative_to(Path(__file__).parent).parts[0]
         if folder in TIERS:
             item.add_marker(getattr(pytest.mark, folder))
+
+
+@pytest.fixture(scope="session")
+def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisProcess]:
+    """One Redis for all tests that leave it running; `redis_url` empties it."""
+    process = RedisProcess(tmp_path_factory.mktemp("redis"), appendfsync="no")
+    yield process
+    process.stop()
+
+
+@pytest.fixture
+def redis_url(redis_server: RedisProcess) -> str:
+    with redis_server.client() as client:
+        client.flushall()
+        client.config_set("stream-node-max-entries", 10)  # streams are trimmed by whole nodes
+    return redis_server.url

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from mac_core.config import EngineConfig, to_dict
 from mac_core.engine.ports import AnsweringModel, SilentObserver
@@ -18,7 +18,8 @@ from mac_core.engine.serving import Clocks, Serving
 from mac_core.engine.thread import STOPPED, EngineThread
 from mac_core.engine.tickets import DocumentsTicket, QuestionTicket, ReadTicket, RemovalTicket
 from mac_core.errors import NotReady
-from mac_core.memory.sqlite_store import SqliteStore
+from mac_core.memory import opening
+from mac_core.memory.shared import SharedStore
 from mac_core.memory.store import Store
 from mac_core.types import (
     DEFAULT_NAMESPACE,
@@ -52,6 +53,7 @@ class Engine:
         *,
         bundle: Path,
         store_directory: Path,
+        store_url: str | None = None,
         config: EngineConfig,
         observer: EngineObserver | None = None,
         load: Callable[[], AnsweringModel] | None = None,
@@ -60,9 +62,11 @@ class Engine:
     ) -> None:
         """
         Args:
+            store_url: as `mac_core.memory.opening` reads it; None: SQLite in `store_directory`.
             load: gives the model; by default it is read from `bundle`. Engine thread.
-            open_store: gives the store; by default SQLite in `store_directory`. Engine thread.
+            open_store: gives the store; by default that of `store_url`. Engine thread.
         """
+        url = store_url or opening.url_of_directory(store_directory)
         self._name = bundle.name
         self._config = config
         self._observer = observer or SilentObserver()
@@ -78,7 +82,7 @@ class Engine:
             scheduler=self._scheduler,
             load=load or (lambda: _load_bundle(bundle, device=config.device)),
             open_store=open_store
-            or (lambda fingerprint: SqliteStore(store_directory, fingerprint=fingerprint)),
+            or (lambda fingerprint: opening.open_store(url, fingerprint=fingerprint)),
             make_serving=self._make_serving,
             num_threads=config.num_threads,
         )
@@ -127,9 +131,10 @@ class Engine:
         bank = None if serving is None else serving.bank
         views = [] if bank is None else [bank.view(name) for name in bank.namespaces()]
         state, detail = self._thread.state
+        follower = None if serving is None else serving.follower
         return EngineStatus(
             state=state,
-            detail=detail,
+            detail=detail or ("" if follower is None else follower.detail),
             model=self._name if serving is None else serving.model.config.name,
             num_documents=sum(view.num_documents for view in views),
             num_chunks=sum(len(view.entries) for view in views),
@@ -137,6 +142,7 @@ class Engine:
             queued_questions=self._scheduler.count_questions(),
             queued_documents=self._scheduler.count_documents(),
             last_step_age_s=self._last_step_age_s(),
+            **self._store_status(serving),
         )
 
     def model_info(self) -> Mapping[str, object]:
@@ -246,6 +252,20 @@ class Engine:
             observer=self._observer,
             clocks=self._clocks,
         )
+
+    def _store_status(self, serving: Serving | None) -> dict[str, Any]:
+        if serving is None:
+            return {}
+        follower, store = serving.follower, serving.store
+        if follower is None:
+            return {"store": store.kind, "store_state": "open"}
+        is_away = isinstance(store, SharedStore) and store.is_away
+        return {
+            "store": store.kind,
+            "store_state": "away" if is_away else "open",
+            "lag_versions": follower.lag_versions,
+            "lag_s": follower.lag_s,
+        }
 
     def _last_step_age_s(self) -> float | None:
         serving = self._thread.serving

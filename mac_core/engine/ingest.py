@@ -1,4 +1,7 @@
-"""Adding and removing documents: durable in the store first, visible in the bank second."""
+"""Adding and removing documents: durable in the store first, visible in the bank second.
+
+The bank itself is the mirror's to write.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ from operator import itemgetter
 from mac_core.config import EngineConfig
 from mac_core.engine.intake import DocumentOutcomes, Intake, as_store_error
 from mac_core.engine.learning import Amortizer, Learning
+from mac_core.engine.mirror import Mirror
 from mac_core.engine.ports import AnsweringModel
 from mac_core.engine.tickets import DocumentItem, RemovalTicket
 from mac_core.engine.validation import check_name
@@ -23,7 +27,7 @@ MIN_EXPIRY_INTERVAL_S = 1.0
 
 
 class Ingest:
-    """The only writer of store and bank. Engine thread only."""
+    """The only writer of the store in this process. Engine thread only."""
 
     def __init__(
         self,
@@ -31,15 +35,15 @@ class Ingest:
         model: AnsweringModel,
         store: Store,
         bank: MemoryBank,
+        mirror: Mirror,
         config: EngineConfig,
         observer: EngineObserver,
         clock: Callable[[], float] = time.monotonic,
         now: Callable[[], float] = time.time,
     ) -> None:
         """`clock`: monotonic seconds; `now`: seconds since the epoch."""
-        self._model = model
         self._store = store
-        self._bank = bank
+        self._mirror = mirror
         self._observer = observer
         self._clock = clock
         self._now = now
@@ -55,30 +59,14 @@ class Ingest:
         self._amortizer = Amortizer(
             model, max_batch_chunks=config.max_batch_chunks, observer=observer
         )
-        self._next_expiry = float("inf")  # seconds since the epoch
         self._not_before = float("-inf")  # of the next expiry, seconds since the epoch
-
-    def mirror(self) -> None:
-        """Read every namespace of the store into the bank.
-
-        Raises:
-            StoreError: a record cannot be read; ForeignRecord names the way out.
-        """
-        for info in self._store.namespaces():
-            records = list(self._store.scan(info.namespace))
-            keys = [
-                [self._model.aggregation_keys(part.stored.unpack()) for part in record.chunks]
-                for record in records
-            ]
-            version = self._store.version(info.namespace)
-            self._bank.apply(info.namespace, version, (), records, keys)
-        self._find_next_expiry()
 
     def add(self, items: Sequence[DocumentItem]) -> Iterator[None]:
         """Learn documents of one namespace, in order; yields between forward passes.
 
         Documents share a transaction as long as their chunks fit one pass and no id repeats. No
-        other write may come between the steps. Each document's result reaches its ticket.
+        other write of this process may come between the steps. Each document's result reaches its
+        ticket.
         """
         self._expire_now()
         groups = self._intake.groups(items, max_chunks=lambda: self._amortizer.cap.value)
@@ -100,31 +88,32 @@ class Ingest:
 
     def seconds_to_expiry(self) -> float | None:
         """How long until `expire` has something to do; None: nothing expires."""
-        if self._next_expiry == float("inf"):
+        if self._mirror.next_expiry == float("inf"):
             return None
-        return max(0.0, max(self._next_expiry, self._not_before) - self._now())
+        return max(0.0, max(self._mirror.next_expiry, self._not_before) - self._now())
 
     def expire(self) -> bool:
         """Remove expired documents, if any is due and the last time was a second ago.
 
         Selection hides them in any case; this gives their space back.
         """
-        if self._now() < max(self._next_expiry, self._not_before):
+        if self._now() < max(self._mirror.next_expiry, self._not_before):
             return False
         self._expire_now()
         return True
 
     def _expire_now(self) -> None:
         now = self._now()
-        if now < self._next_expiry:
+        if now < self._mirror.next_expiry:
             return
         self._not_before = now + MIN_EXPIRY_INTERVAL_S
         with suppress(StoreError):  # counted; tried again later
             due = sorted(self._expired(now), key=itemgetter(0))
             for namespace, pairs in groupby(due, key=itemgetter(0)):
-                removed, _ = self._delete(namespace, [name for _, name in pairs])
+                names = [name for _, name in pairs]
+                removed, _ = self._delete(namespace, names, expired_by=now)
                 self._observer.count_documents("expired", len(removed))
-            self._find_next_expiry()
+            self._mirror.find_next_expiry()
 
     def _expired(self, now: float) -> Sequence[tuple[str, str]]:
         try:
@@ -133,19 +122,16 @@ class Ingest:
             self._observer.count_store_error("read")
             raise as_store_error(error) from error
 
-    def _find_next_expiry(self) -> None:
-        views = [self._bank.view(namespace) for namespace in self._bank.namespaces()]
-        times = [float(view.expires_at.min()) for view in views if view.entries]
-        self._next_expiry = min(times, default=float("inf"))
-
-    def _delete(self, namespace: str, ids: Sequence[str]) -> tuple[tuple[str, ...], int]:
+    def _delete(
+        self, namespace: str, ids: Sequence[str], *, expired_by: float | None = None
+    ) -> tuple[tuple[str, ...], int]:
         try:
-            removed, version = self._store.delete(namespace, ids)
+            removed, version = self._store.delete(namespace, ids, expired_by=expired_by)
         except Exception as error:
             self._observer.count_store_error("delete")
             raise as_store_error(error) from error
         if removed:
-            self._bank.apply(namespace, version, removed, ())
+            self._mirror.wrote(namespace, version, removed, (), ())
         return removed, version
 
     # What is written.
@@ -196,15 +182,15 @@ class Ingest:
             self._put_failed(learned, error)
             return
         keys = [learning.aggregation_keys for learning in learned]
-        self._bank.apply(namespace, version, (), records, keys)
+        self._mirror.wrote(namespace, version, (), records, keys)
         for learning, record in zip(learned, records, strict=True):
-            self._next_expiry = min(self._next_expiry, record.expires_at or float("inf"))
             self._outcomes.done(
                 learning.item,
                 learning.id,
                 "inserted" if learning.is_new else "updated",
                 num_chunks=len(record.chunks),
                 num_tokens=record.num_tokens,
+                version=version,
             )
 
     def _put_failed(self, learned: Sequence[Learning], error: Exception) -> None:

@@ -32,8 +32,10 @@ class DocumentOutcomes:
         *,
         num_chunks: int = 0,
         num_tokens: int = 0,
+        version: int = 0,
         error: Exception | None = None,
     ) -> None:
+        """`version`: the one that wrote the document; the bank itself may come to it later."""
         self._observer.count_documents(status, 1)
         item.ticket.record(
             item.index,
@@ -42,7 +44,7 @@ class DocumentOutcomes:
                 status=status,
                 num_chunks=num_chunks,
                 num_tokens=num_tokens,
-                bank_version=self._bank.view(item.ticket.namespace).version,
+                bank_version=max(version, self._bank.view(item.ticket.namespace).version),
                 error=error,
             ),
         )
@@ -129,9 +131,13 @@ class Intake:
             stamp = self._stamp(namespace, name)
             digest = content_hash(document)
             if stamp is not None and not self._replaces(item, digest, stamp, name):
-                num_chunks, num_tokens = stamp.num_chunks, stamp.num_tokens
                 self._outcomes.done(
-                    item, name, "unchanged", num_chunks=num_chunks, num_tokens=num_tokens
+                    item,
+                    name,
+                    "unchanged",
+                    num_chunks=stamp.num_chunks,
+                    num_tokens=stamp.num_tokens,
+                    version=stamp.version,
                 )
                 return None
             chunks = self._cut(document.text)

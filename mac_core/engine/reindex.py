@@ -9,14 +9,14 @@ from pathlib import Path
 
 from mac_core.engine.offline import amortize_chunks, cut_document
 from mac_core.engine.ports import AnsweringModel
+from mac_core.memory.opening import open_store
 from mac_core.memory.records import DocumentRecord
-from mac_core.memory.sqlite_store import SqliteStore
 
 DOCUMENTS_AT_ONCE = 64
 
 
 def reindex(
-    directory: Path,
+    store_url: str,
     model: AnsweringModel,
     *,
     batch_size: int = 16,
@@ -29,8 +29,8 @@ def reindex(
     Raises:
         StoreError: the directory is in use by a server, or a record cannot be read.
     """
-    texts = _without_chunks(directory)
-    store = SqliteStore(directory, fingerprint=model.fingerprint)
+    texts = _without_chunks(store_url)
+    store = open_store(store_url, fingerprint=model.fingerprint)
     try:
         for namespace, records in texts.items():
             rest = iter(records)
@@ -42,9 +42,9 @@ def reindex(
     return sum(map(len, texts.values()))
 
 
-def _without_chunks(directory: Path) -> dict[str, list[DocumentRecord]]:
+def _without_chunks(store_url: str) -> dict[str, list[DocumentRecord]]:
     """Every document by namespace, whoever made its modulations; those are left behind."""
-    store = SqliteStore(directory, fingerprint=None)
+    store = open_store(store_url, fingerprint=None)
     try:
         return {
             info.namespace: [replace(record, chunks=()) for record in store.scan(info.namespace)]
@@ -64,7 +64,7 @@ def _learned(model: AnsweringModel, record: DocumentRecord, batch_size: int) -> 
 
 
 def reindex_with_bundle(
-    directory: Path,
+    store_url: str,
     bundle: Path,
     *,
     device: str = "cpu",
@@ -78,4 +78,4 @@ def reindex_with_bundle(
     """
     from mac_core.networks.build import load_bundle  # here: torch is for the work alone
 
-    return reindex(directory, load_bundle(bundle, device=device), advance=advance)
+    return reindex(store_url, load_bundle(bundle, device=device), advance=advance)

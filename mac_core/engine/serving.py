@@ -9,14 +9,17 @@ from typing import Any
 
 from mac_core.config import EngineConfig
 from mac_core.engine.asking import Asking
+from mac_core.engine.following import Follower
 from mac_core.engine.ingest import Ingest
 from mac_core.engine.intake import as_store_error
 from mac_core.engine.lanes import Turn
+from mac_core.engine.mirror import Mirror, SharedMirror
 from mac_core.engine.ports import AnsweringModel
 from mac_core.engine.scheduler import Scheduler
 from mac_core.engine.tickets import ReadTicket
 from mac_core.errors import DocumentNotFound, StoreError
 from mac_core.memory.bank import MemoryBank
+from mac_core.memory.shared import SharedStore
 from mac_core.memory.store import Store
 from mac_core.networks.model import AnswerRequest
 from mac_core.types import DocumentInfo, EngineObserver
@@ -33,7 +36,9 @@ class Clocks:
 
 
 class Serving:
-    """Model, store and bank at work. Engine thread only, but for `bank.view` and `last_step`."""
+    """Model, store and bank at work. Engine thread only, but for `bank.view`, `last_step` and
+    `follower`'s and the store's state.
+    """
 
     def __init__(
         self,
@@ -49,13 +54,16 @@ class Serving:
         self.store = store
         self.bank = MemoryBank(model.config.selection, device=config.device)
         self.last_step: float | None = None  # monotonic seconds
+        self.follower: Follower | None = None  # of a store that others write to as well
         self._scheduler = scheduler
         self._observer = observer
         self._clocks = clocks
+        self._mirror = self._make_mirror()
         self._ingest = Ingest(
             model=model,
             store=store,
             bank=self.bank,
+            mirror=self._mirror,
             config=config,
             observer=observer,
             clock=clocks.monotonic,
@@ -81,7 +89,7 @@ class Serving:
         Raises:
             StoreError: a stored record cannot be used by this model.
         """
-        self._ingest.mirror()
+        self._mirror.load()
         modulation = self.model.amortize([WARM_UP])[0]
         request = AnswerRequest(
             question=WARM_UP,
@@ -97,6 +105,15 @@ class Serving:
 
     def serve(self) -> None:
         """Take turns until the scheduler has none left to give."""
+        try:
+            if self.follower is not None:
+                self.follower.start()
+            self._take_turns()
+        finally:
+            if self.follower is not None:
+                self.follower.stop()
+
+    def _take_turns(self) -> None:
         while True:
             is_ingesting = self._ingesting is not None
             turn = self._scheduler.take(
@@ -110,6 +127,21 @@ class Serving:
             if self._ingesting is None and self._ingest.expire():
                 self._scheduler.unpark()
             self.last_step = self._clocks.monotonic()
+
+    def _make_mirror(self) -> Mirror:
+        if not isinstance(self.store, SharedStore):
+            return Mirror(model=self.model, store=self.store, bank=self.bank)
+        mirror = SharedMirror(
+            model=self.model, store=self.store, bank=self.bank, observer=self._observer
+        )
+        self.follower = Follower(
+            store=self.store,
+            mirror=mirror,
+            scheduler=self._scheduler,
+            observer=self._observer,
+            clock=self._clocks.monotonic,
+        )
+        return mirror
 
     def document(self, namespace: str, document_id: str) -> DocumentInfo:
         """

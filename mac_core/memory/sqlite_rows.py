@@ -1,21 +1,16 @@
-"""Between rows of the SQLite store and documents; its page cursors. Runs no statement."""
+"""Between rows of the SQLite store and documents. Runs no statement."""
 
 from __future__ import annotations
 
-import base64
-import binascii
 import json
-import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from mac_core.errors import InvalidInput
 from mac_core.memory.record_format import decode_record
 from mac_core.memory.records import DocumentRecord, canonical_json
 from mac_core.types import DocumentInfo, Fingerprint
 
 MAX_IDS_PER_STATEMENT = 500
-CURSOR = re.compile(rb"p([0-9]{1,18})")
 INFO = (
     "position, id, title, num_chunks, num_tokens, created_at, updated_at, published_at, "
     "expires_at, version, metadata"
@@ -61,17 +56,3 @@ def in_parts(ids: Sequence[str]) -> Iterator[tuple[Sequence[str], str]]:
     for start in range(0, len(ids), MAX_IDS_PER_STATEMENT):
         part = ids[start : start + MAX_IDS_PER_STATEMENT]
         yield part, ", ".join("?" * len(part))
-
-
-def encode_cursor(position: int) -> str:
-    return base64.urlsafe_b64encode(f"p{position}".encode()).decode()
-
-
-def decode_cursor(cursor: str) -> int:
-    try:
-        matched = CURSOR.fullmatch(base64.b64decode(cursor, altchars=b"-_", validate=True))
-    except (binascii.Error, ValueError):
-        matched = None
-    if matched is None:
-        raise InvalidInput(f"cursor {cursor!r} was not given by a page of this list")
-    return int(matched[1])

@@ -6,12 +6,13 @@ Durable before return: `synchronous=FULL` syncs the log at every commit.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from mac_core.errors import InvalidInput, StoreError
+from mac_core.memory.cursors import decode_cursor, encode_cursor
 from mac_core.memory.directory_lock import DirectoryLock
 from mac_core.memory.record_format import encode_record
 from mac_core.memory.records import DocumentRecord, canonical_json, last_of_each_id
@@ -19,8 +20,6 @@ from mac_core.memory.sqlite_rows import (
     INFO,
     INSERT,
     RECORD,
-    decode_cursor,
-    encode_cursor,
     in_parts,
     info_of,
     record_of,
@@ -58,6 +57,10 @@ class SqliteStore:
             self._lock.release()
             raise
 
+    @property
+    def kind(self) -> str:
+        return "sqlite"
+
     def put(self, namespace: str, records: Sequence[DocumentRecord]) -> int:
         if self._fingerprint is None:
             raise StoreError("the store was opened without a fingerprint: it is read-only")
@@ -80,9 +83,13 @@ class SqliteStore:
                 )
         return version
 
-    def delete(self, namespace: str, ids: Sequence[str]) -> tuple[tuple[str, ...], int]:
+    def delete(
+        self, namespace: str, ids: Sequence[str], *, expired_by: float | None = None
+    ) -> tuple[tuple[str, ...], int]:
         with self._writing():
-            found = self.hashes(namespace, ids)
+            found: Container[str] = self.hashes(namespace, ids)
+            if expired_by is not None:
+                found = {name for where, name in self.expired(expired_by) if where == namespace}
             removed = tuple(name for name in dict.fromkeys(ids) if name in found)
             if not removed:
                 return (), self._version(namespace)
@@ -100,8 +107,8 @@ class SqliteStore:
         found: dict[str, DocumentStamp] = {}
         for part, marks in in_parts(ids):
             rows = self._query(
-                "SELECT id, content_hash, num_chunks, num_tokens, created_at FROM documents "
-                f"WHERE namespace = ? AND id IN ({marks})",
+                "SELECT id, content_hash, num_chunks, num_tokens, created_at, version "
+                f"FROM documents WHERE namespace = ? AND id IN ({marks})",
                 (namespace, *part),
             )
             found.update((row[0], DocumentStamp(*row[1:])) for row in rows)

@@ -16,6 +16,7 @@ class DocumentStamp(NamedTuple):
     num_chunks: int
     num_tokens: int
     created_at: float  # seconds since the epoch
+    version: int  # the namespace's version that wrote it
 
 
 class Store(Protocol):
@@ -26,6 +27,11 @@ class Store(Protocol):
     a time. Every method raises StoreError when the store cannot do its work; reading a record's
     modulations also CorruptRecord and ForeignRecord.
     """
+
+    @property
+    def kind(self) -> str:
+        """What it is, in a word for operators; any thread."""
+        ...
 
     def put(self, namespace: str, records: Sequence[DocumentRecord]) -> int:
         """Write the records, replacing those with the same ids; the version that holds them.
@@ -38,8 +44,15 @@ class Store(Protocol):
         """
         ...
 
-    def delete(self, namespace: str, ids: Sequence[str]) -> tuple[tuple[str, ...], int]:
-        """Remove what is there of `ids`: (removed ids, version); same version when nothing was."""
+    def delete(
+        self, namespace: str, ids: Sequence[str], *, expired_by: float | None = None
+    ) -> tuple[tuple[str, ...], int]:
+        """Remove what is there of `ids`: (removed ids, version); same version when nothing was.
+
+        Args:
+            expired_by: seconds since the epoch: only those whose `expires_at` is not after it,
+                whatever another process has written since `expired` named them.
+        """
         ...
 
     def get(self, namespace: str, document_id: str) -> DocumentRecord | None: ...

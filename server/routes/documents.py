@@ -6,7 +6,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Body, Depends, Path, Query, Response
 
-from mac_core.errors import DocumentNotFound
+from mac_core.errors import DocumentNotFound, StoreError
 from mac_core.types import DEFAULT_NAMESPACE, Document, DocumentResult
 from server.dependencies import EngineDependency, outcome, require_json
 from server.responses import (
@@ -47,7 +47,8 @@ async def post_documents(
 ) -> DocumentLearned | DocumentsLearned:
     """Learn one document (201, or 200 when it was known) or a batch (200).
 
-    When it answers, the documents are durable and the next question sees them.
+    When it answers, the documents are durable and the next question sees them. A batch of which
+    the store took nothing is 503.
     """
     if isinstance(body, DocumentBody):
         namespace = body.namespace or DEFAULT_NAMESPACE
@@ -60,6 +61,9 @@ async def post_documents(
     results = await outcome(
         engine.add([_document(item) for item in body.documents], namespace=namespace)
     )
+    failures = [result.error for result in results if isinstance(result.error, StoreError)]
+    if len(failures) == len(results):  # nothing was written: the whole can be sent again
+        raise failures[0]
     response.status_code = 200
     learned = [_outcome(item, result) for item, result in zip(body.documents, results, strict=True)]
     bank_version = max(result.bank_version for result in results)

@@ -24,7 +24,10 @@ async def get_healthz() -> Liveness:
 
 @router.get("/readyz", response_model=Readiness)
 async def get_readyz(request: Request, engine: EngineDependency) -> Readiness | Response:
-    """Whether questions and documents are accepted now; 503 says why not."""
+    """Whether questions are answered now; 503 says why not.
+
+    A server whose store is away is ready: it answers from its bank, and `store_state` says so.
+    """
     status = engine.status()
     state: str = status.state
     detail = status.detail
@@ -74,8 +77,10 @@ def _readiness(engine: EngineFacade, status: EngineStatus, *, state: str, detail
         documents=status.num_documents,
         chunks=status.num_chunks,
         bank_versions={DEFAULT_NAMESPACE: engine.bank_version(DEFAULT_NAMESPACE)},
-        # The engine is ready only with an open store, and leaves "ready" when it loses it.
-        store="open" if status.state == "ready" else "unknown",
+        store=status.store,
+        store_state=status.store_state,
+        lag_versions=status.lag_versions,
+        lag_s=status.lag_s,
         queued_questions=status.queued_questions,
         queued_documents=status.queued_documents,
         last_step_age_s=status.last_step_age_s,

@@ -1,7 +1,8 @@
 """Kill -9 while documents stream in: what was acknowledged is there afterwards, once.
 
-Default: one round with 60 documents. `pytest -m slow -s tests/integration/test_kill.py`: ten
-rounds of 1,000, each printing what was acknowledged, present and duplicate.
+On SQLite and on Redis. Default: one round of each with 60 documents. With
+`pytest -m slow -s tests/integration/test_kill.py` ten rounds of each with 1,000, each printing what
+was acknowledged, present and duplicate.
 """
 
 from __future__ import annotations
@@ -142,13 +143,13 @@ class Round:
 
 
 def stream_until_killed(
-    data_dir: Path, bundle: Path, *, num_documents: int, seed: int
+    data_dir: Path, bundle: Path, *, num_documents: int, seed: int, store_url: str | None = None
 ) -> tuple[Stream, list[list[JsonObject]]]:
     """Stream to a server that is killed at a random moment: the stream and all its requests."""
     random = Random(seed)
     requests = make_requests(num_documents, seed)
     stream = Stream(requests=list(requests))
-    server = ServerProcess(data_dir, bundle=bundle)
+    server = ServerProcess(data_dir, bundle=bundle, store_url=store_url)
     with ThreadPoolExecutor(NUM_WORKERS) as workers:
         try:
             senders = [workers.submit(send, server.url, stream) for _ in range(NUM_WORKERS)]
@@ -163,14 +164,22 @@ def stream_until_killed(
 
 
 def run_round(
-    data_dir: Path, bundle: Path, *, num_documents: int, seed: int, resend: bool = False
+    data_dir: Path,
+    bundle: Path,
+    *,
+    num_documents: int,
+    seed: int,
+    resend: bool = False,
+    store_url: str | None = None,
 ) -> Round:
-    """Kill a server in mid-stream, start another on its directory, and look.
+    """Kill a server in mid-stream, start another on its store, and look.
 
     With `resend` the whole stream is then posted again, as a careful client would do.
     """
-    stream, requests = stream_until_killed(data_dir, bundle, num_documents=num_documents, seed=seed)
-    server = ServerProcess(data_dir, bundle=bundle)
+    stream, requests = stream_until_killed(
+        data_dir, bundle, num_documents=num_documents, seed=seed, store_url=store_url
+    )
+    server = ServerProcess(data_dir, bundle=bundle, store_url=store_url)
     try:
         with make_client(server.url) as client:
             documents = list(listed(client))
@@ -199,16 +208,33 @@ def check(outcome: Round, *, num_documents: int) -> None:
     assert outcome.answer["sources"] != []
 
 
-def test_killed_server_keeps_what_it_acknowledged(tmp_path: Path, bundle: Path) -> None:
-    outcome = run_round(tmp_path / "data", bundle, num_documents=60, seed=0, resend=True)
+@pytest.fixture(params=["sqlite", "redis"])
+def store_url(request: pytest.FixtureRequest) -> str | None:
+    """None: SQLite in the data directory."""
+    if request.param == "sqlite":
+        return None
+    url: str = request.getfixturevalue("redis_url")
+    return url
+
+
+def test_killed_server_keeps_what_it_acknowledged(
+    tmp_path: Path, bundle: Path, store_url: str | None
+) -> None:
+    outcome = run_round(
+        tmp_path / "data", bundle, num_documents=60, seed=0, resend=True, store_url=store_url
+    )
     check(outcome, num_documents=60)
     assert outcome.num_after_resending == 60
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(1, 11))
-def test_ten_kills_of_a_long_stream(tmp_path: Path, bundle: Path, seed: int) -> None:
-    outcome = run_round(tmp_path / "data", bundle, num_documents=1000, seed=seed)
+def test_ten_kills_of_a_long_stream(
+    tmp_path: Path, bundle: Path, seed: int, store_url: str | None
+) -> None:
+    outcome = run_round(
+        tmp_path / "data", bundle, num_documents=1000, seed=seed, store_url=store_url
+    )
     print(
         f"\nround {seed}: acknowledged {len(outcome.acknowledged)}, "
         f"present {len(outcome.present)}, missing {len(outcome.missing)}, "

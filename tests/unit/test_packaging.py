@@ -15,6 +15,7 @@ import yaml
 
 from server.cli import app
 from server.settings import CONFIG_VARIABLE, Settings
+from tests.redis_process import RedisProcess
 
 ROOT = Path(__file__).parents[2]
 SETTINGS = {f"MAC_{name.upper()}" for name in Settings.model_fields} | {CONFIG_VARIABLE}
@@ -103,8 +104,9 @@ def test_example_settings_are_all_settings_with_their_defaults() -> None:
         assert shown[name] == str(expected), name
 
 
-def test_compose_server_is_hardened_and_has_a_health_check() -> None:
-    server = compose()["services"]["server"]
+@pytest.mark.parametrize("name", ["server", "replica"])
+def test_compose_server_is_hardened_and_has_a_health_check(name: str) -> None:
+    server = compose()["services"][name]
     assert server["build"]["target"] == "cpu"
     assert server["read_only"] is True
     assert server["cap_drop"] == ["ALL"]
@@ -129,8 +131,39 @@ def test_compose_volume_is_the_data_directory() -> None:
 
 
 def test_every_published_port_is_on_loopback() -> None:
-    for service in compose()["services"].values():
-        assert all(port.startswith("127.0.0.1:") for port in service["ports"])
+    services = compose()["services"]
+    ports = [port for service in services.values() for port in service.get("ports", [])]
+    assert all(port.startswith("127.0.0.1:") for port in ports)
+    assert len({port.split(":")[1] for port in ports}) == len(ports) == 3
+    assert "ports" not in services["redis"]  # it has no password
+
+
+def test_compose_redis_is_durable_and_evicts_nothing(tmp_path: Path) -> None:
+    redis = compose()["services"]["redis"]
+    program, *options = redis["command"]
+    assert program == "redis-server"
+    pairs = zip(options[::2], options[1::2], strict=True)
+    flags = {name.removeprefix("--").replace("-", "_"): value for name, value in pairs}
+    process = RedisProcess(tmp_path, **flags)
+    try:
+        with process.client() as client:
+            assert client.info("persistence")["aof_enabled"] == 1
+            assert client.config_get("appendfsync") == {"appendfsync": "always"}
+            assert client.config_get("save") == {"save": ""}
+            assert client.info("memory")["maxmemory_policy"] == "noeviction"
+    finally:
+        process.stop()
+    assert redis["volumes"] == ["redis-data:/data"]
+    assert (redis["read_only"], redis["cap_drop"]) == (True, ["ALL"])
+
+
+def test_compose_servers_share_the_redis_and_the_second_is_a_profile() -> None:
+    services = compose()["services"]
+    for name in ("server", "replica"):
+        assert services[name]["environment"]["MAC_STORE_URL"].endswith("redis://redis:6379/0}")
+        assert services[name]["depends_on"] == {"redis": {"condition": "service_healthy"}}
+    assert services["replica"]["profiles"] == ["replica"]
+    assert "profiles" not in services["server"]
 
 
 def test_prometheus_scrapes_the_compose_service() -> None:

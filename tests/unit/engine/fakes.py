@@ -182,10 +182,12 @@ class FailingStore(SqliteStore):
             raise self.error
         return super().put(namespace, records)
 
-    def delete(self, namespace: str, ids: Sequence[str]) -> tuple[tuple[str, ...], int]:
+    def delete(
+        self, namespace: str, ids: Sequence[str], *, expired_by: float | None = None
+    ) -> tuple[tuple[str, ...], int]:
         if self.error is not None:
             raise self.error
-        return super().delete(namespace, ids)
+        return super().delete(namespace, ids, expired_by=expired_by)
 
 
 class Gate:

@@ -9,8 +9,8 @@ import pytest
 from mac_core.engine.offline import amortize_chunks, cut_document
 from mac_core.engine.reindex import reindex
 from mac_core.errors import ForeignRecord
+from mac_core.memory.opening import open_store, url_of_directory
 from mac_core.memory.records import DocumentRecord
-from mac_core.memory.sqlite_store import SqliteStore
 from mac_core.types import Fingerprint
 from tests.unit.engine.fakes import FINGERPRINT, FakeModel
 
@@ -35,22 +35,30 @@ def _record(model: FakeModel, name: str, text: str) -> DocumentRecord:
     )
 
 
-def test_reindex_makes_foreign_records_readable_and_keeps_what_is_stored(tmp_path: Path) -> None:
+@pytest.fixture(params=["sqlite", "redis"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    if request.param == "redis":
+        found: str = request.getfixturevalue("redis_url")
+        return found
+    return url_of_directory(tmp_path)
+
+
+def test_reindex_makes_foreign_records_readable_and_keeps_what_is_stored(url: str) -> None:
     model = FakeModel()
     long = " ".join(f"word{i}." for i in range(60))
     written = [_record(model, "a", "The bridge opened."), _record(model, "b", long)]
-    store = SqliteStore(tmp_path, fingerprint=OTHER)
+    store = open_store(url, fingerprint=OTHER)
     store.put("default", written)
     store.close()
 
-    store = SqliteStore(tmp_path, fingerprint=FINGERPRINT)
+    store = open_store(url, fingerprint=FINGERPRINT)
     with pytest.raises(ForeignRecord, match="mac bank reindex"):
         list(store.scan("default"))
     store.close()
 
-    assert reindex(tmp_path, model) == 2
+    assert reindex(url, model) == 2
 
-    store = SqliteStore(tmp_path, fingerprint=FINGERPRINT)
+    store = open_store(url, fingerprint=FINGERPRINT)
     found = list(store.scan("default"))
     store.close()
     assert [(r.id, r.text, r.metadata, r.created_at, r.content_hash) for r in found] == [

@@ -14,8 +14,9 @@ import torch.nn.functional as F
 from mac_core.memory.chunking import Chunk
 from mac_core.memory.quantization import pack
 from mac_core.memory.records import DocumentRecord, StoredChunk, content_hash
-from mac_core.memory.sqlite_store import SqliteStore
+from mac_core.memory.store import Store
 from mac_core.types import Document, Fingerprint, Modulation
+from tests.unit.memory.stores import FINGERPRINT, OpenStore, redis_at, sqlite_in
 
 D_KEY = 8
 MakeRecord = Callable[..., DocumentRecord]
@@ -60,11 +61,18 @@ def make_record() -> MakeRecord:
 
 @pytest.fixture(scope="session")
 def fingerprint() -> Fingerprint:
-    return Fingerprint(amortization_hash="a" * 64, base_lm_hash="b" * 64)
+    return FINGERPRINT
+
+
+@pytest.fixture(params=["sqlite", "redis"])
+def open_store(request: pytest.FixtureRequest, tmp_path: Path) -> OpenStore:
+    if request.param == "redis":
+        return redis_at(request.getfixturevalue("redis_url"))
+    return sqlite_in(tmp_path / "store")
 
 
 @pytest.fixture
-def store(tmp_path: Path, fingerprint: Fingerprint) -> Iterator[SqliteStore]:
-    opened = SqliteStore(tmp_path / "store", fingerprint=fingerprint)
+def store(open_store: OpenStore) -> Iterator[Store]:
+    opened = open_store()
     yield opened
     opened.close()

@@ -86,6 +86,8 @@ class FakeEngine:
             queued_questions=0,
             queued_documents=0,
             last_step_age_s=None,
+            store="sqlite",
+            store_state="open",
         )
 
     def model_info(self) -> Mapping[str, object]:

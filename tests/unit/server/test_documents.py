@@ -1,9 +1,12 @@
 """`/documents` and `/namespaces` over a fake engine."""
 
+from concurrent.futures import Future
+
 import httpx
 import pytest
 
 from mac_core.errors import CorruptRecord, EngineFailed, Overloaded, StoreError
+from mac_core.types import Document, DocumentResult
 from tests.unit.server.fakes import FakeEngine
 
 pytestmark = pytest.mark.anyio
@@ -156,6 +159,24 @@ async def test_v1_is_the_same_handlers(client: httpx.AsyncClient) -> None:
     assert (await client.post("/v1/documents", json={"id": "a/b", "text": TEXT})).status_code == 201
     assert (await client.get("/v1/documents/a/b")).json()["text"] == TEXT
     assert (await client.get("/documents/a/b")).json()["text"] == TEXT
+
+
+async def test_a_batch_of_which_the_store_took_nothing_is_503(
+    client: httpx.AsyncClient, engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def add(documents: list[Document], **_: object) -> Future[list[DocumentResult]]:
+        future: Future[list[DocumentResult]] = Future()
+        failed = DocumentResult(
+            id="", status="failed", num_chunks=0, num_tokens=0, bank_version=0,
+            error=StoreError("the store is away"),
+        )  # fmt: skip
+        future.set_result([failed for _ in documents])
+        return future
+
+    monkeypatch.setattr(engine, "add", add)
+    response = await client.post("/documents", json={"documents": [{"text": TEXT}, {"text": "x"}]})
+    assert (response.status_code, response.json()["code"]) == (503, "store_unavailable")
+    assert response.headers["retry-after"] == "2"
 
 
 @pytest.mark.parametrize(

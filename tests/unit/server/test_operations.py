@@ -22,7 +22,8 @@ async def test_ready_names_model_versions_and_store(client: httpx.AsyncClient) -
     response = await client.get("/readyz")
     assert response.status_code == 200
     body = response.json()
-    assert (body["status"], body["model"], body["store"]) == ("ready", "fake", "open")
+    assert (body["status"], body["model"], body["store"]) == ("ready", "fake", "sqlite")
+    assert (body["store_state"], body["lag_versions"], body["lag_s"]) == ("open", 0, 0.0)
     assert (body["documents"], body["bank_versions"]) == (1, {"default": 1})
 
 
@@ -36,6 +37,23 @@ async def test_not_ready_is_503_with_the_state_while_alive_is_200(
     assert response.headers["content-type"] == "application/problem+json"
     assert "retry-after" in response.headers
     assert (await client.get("/healthz")).status_code == 200
+
+
+async def test_a_server_whose_store_is_away_is_ready_and_says_so(
+    client: httpx.AsyncClient, engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    away = replace(
+        engine.status(), store="redis", store_state="away", lag_versions=3, lag_s=12.5, detail="why"
+    )
+    monkeypatch.setattr(engine, "status", lambda: away)
+    response = await client.get("/readyz")
+    body = response.json()
+    assert (response.status_code, body["store"], body["store_state"]) == (200, "redis", "away")
+    assert (body["lag_versions"], body["lag_s"], body["detail"]) == (3, 12.5, "why")
+    metrics = (await client.get("/metrics")).text
+    assert "mac_store_up 0.0" in metrics
+    assert "mac_replica_lag_versions 3.0" in metrics
+    assert "mac_replica_lag_seconds 12.5" in metrics
 
 
 async def test_an_engine_without_progress_is_not_ready(

@@ -97,3 +97,37 @@ def test_printed_settings_are_a_settings_file(tmp_path: Path) -> None:
 def test_the_engine_gets_its_part() -> None:
     config = Settings(max_queued_questions=3, num_threads=2, device="cuda").engine_config()
     assert (config.max_queued_questions, config.num_threads, config.device) == (3, 2, "cuda")
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["sqlite:///data", "sqlite:////var/mac", "redis://h:1/0", "rediss://h", "unix:///run/r.sock"],
+)
+def test_a_store_is_named_by_its_url(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MAC_STORE_URL", url)
+    assert load_settings().store_url == url
+
+
+@pytest.mark.parametrize("url", ["postgres://u:hunter2@h/0", "sqlite://data", "/data"])
+def test_a_url_that_names_no_store_is_an_error(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MAC_STORE_URL", url)
+    with pytest.raises(SettingsError, match=r"MAC_STORE_URL: .*redis://") as caught:
+        load_settings()
+    assert "hunter2" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("redis://user:hunter2@h:1/0", "redis://user:***@h:1/0"),
+        ("redis://:hun:t@ter2@h:1/0", "redis://:***@h:1/0"),
+        ("redis://:hun/t?er2@h:1/0", "redis://:***@h:1/0"),
+        ("unix:///r.sock?db=1&password=hunter2&x=1", "unix:///r.sock?db=1&password=***&x=1"),
+        ("redis://h:1/0?ssl_password=hunter2", "redis://h:1/0?ssl_password=***"),
+        ("redis://h:1/0", "redis://h:1/0"),
+    ],
+)
+def test_printed_settings_hide_the_password(url: str, shown: str) -> None:
+    settings = Settings(store_url=url)
+    assert f'store_url = "{shown}"' in settings.to_toml()
+    assert "hunter2" not in repr(settings)

@@ -1,0 +1,250 @@
+"""The bank as a mirror of the store: filled at start, then kept equal to what is written.
+
+Knows who wrote: this process, whose documents are at hand, or another, whose are fetched.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+
+from mac_core.engine.ports import AnsweringModel
+from mac_core.errors import StoreError
+from mac_core.memory.bank import MemoryBank
+from mac_core.memory.records import DocumentRecord
+from mac_core.memory.shared import NOTHING, ChangeFeed, Delta, FetchedRecord, Head, SharedStore
+from mac_core.memory.store import Store
+from mac_core.networks.aggregation import AggregationKeys
+from mac_core.types import EngineObserver
+
+Keys = Sequence[AggregationKeys]  # of one document, by chunk
+OnEngine = Callable[[Callable[[], bool]], object]
+
+FETCHED_AT_ONCE = 16  # documents; each is about 0.1 MB a chunk
+MAX_ROUNDS = 4  # of looking again at what was written meanwhile
+
+
+class Mirror:
+    """The only writer of the bank, for a store that only this process writes to. Engine thread."""
+
+    def __init__(self, *, model: AnsweringModel, store: Store, bank: MemoryBank) -> None:
+        self._model = model
+        self._store = store
+        self._bank = bank
+        self.next_expiry = float("inf")  # seconds since the epoch
+
+    def load(self) -> None:
+        """Read every namespace of the store into the bank.
+
+        Raises:
+            StoreError: a record cannot be read; ForeignRecord names the way out.
+        """
+        for info in self._store.namespaces():
+            records = list(self._store.scan(info.namespace))
+            version = self._store.version(info.namespace)
+            keys = [self.keys_of(record) for record in records]
+            self._bank.apply(info.namespace, version, (), records, keys)
+        self.find_next_expiry()
+
+    def wrote(
+        self,
+        namespace: str,
+        version: int,
+        removed_ids: Sequence[str],
+        records: Sequence[DocumentRecord],
+        keys: Sequence[Keys],
+    ) -> None:
+        """Publish what this process has just made durable; `keys` by record."""
+        self._bank.apply(namespace, version, removed_ids, records, keys)
+        self._expect_expiry(records)
+
+    def keys_of(self, record: DocumentRecord) -> list[AggregationKeys]:
+        return [self._model.aggregation_keys(part.stored.unpack()) for part in record.chunks]
+
+    def find_next_expiry(self) -> None:
+        """Look at every document; after some have expired."""
+        views = [self._bank.view(namespace) for namespace in self._bank.namespaces()]
+        times = [float(view.expires_at.min()) for view in views if view.entries]
+        self.next_expiry = min(times, default=float("inf"))
+
+    def _expect_expiry(self, records: Sequence[DocumentRecord]) -> None:
+        times = [record.expires_at for record in records if record.expires_at is not None]
+        self.next_expiry = min([self.next_expiry, *times])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Staged:
+    """A document of another writer, ready to be published."""
+
+    version: int
+    mark: str
+    record: DocumentRecord
+    keys: Keys
+
+
+class SharedMirror(Mirror):
+    """The same for a store that others write to as well.
+
+    Engine thread only, but for `head`, `versions` and `marks`. A view has the store's version only
+    if it has everything up to it: what others wrote in between is fetched first.
+    """
+
+    def __init__(
+        self,
+        *,
+        model: AnsweringModel,
+        store: SharedStore,
+        bank: MemoryBank,
+        observer: EngineObserver,
+    ) -> None:
+        super().__init__(model=model, store=store, bank=bank)
+        self._shared = store
+        self._observer = observer
+        self._heads: dict[str, Head] = {}
+        self._marks: dict[str, dict[str, str]] = {}
+
+    def head(self, namespace: str) -> Head:
+        return self._heads.get(namespace, NOTHING)
+
+    def versions(self) -> dict[str, int]:
+        return {namespace: head.version for namespace, head in dict(self._heads).items()}
+
+    def marks(self, namespace: str) -> Mapping[str, str]:
+        """Of the documents held, by id."""
+        return dict(self._marks.get(namespace, {}))
+
+    def load(self) -> None:
+        for namespace in self._shared.feed.heads():
+            self._catch_up(namespace)
+
+    def wrote(
+        self,
+        namespace: str,
+        version: int,
+        removed_ids: Sequence[str],
+        records: Sequence[DocumentRecord],
+        keys: Sequence[Keys],
+    ) -> None:
+        """As for one's own store; after others' writes which are not here yet, those come first.
+
+        When they cannot be fetched the follower will, and the bank gets to `version` later.
+        """
+        write = self._shared.last_write
+        if write.previous_mark == self.head(namespace).mark:
+            super().wrote(namespace, version, removed_ids, records, keys)
+            self._advance(namespace, write.head, removed_ids)
+            marks = self._marks[namespace]
+            marks.update((record.id, write.head.mark) for record in records)
+            return
+        head = write.head
+        own = {
+            record.id: Staged(version=version, mark=head.mark, record=record, keys=made)
+            for record, made in zip(records, keys, strict=True)
+        }
+        try:
+            self._catch_up(namespace, own)
+        except StoreError:
+            self._observer.count_store_error("follow")
+
+    def stage(self, fetched: Sequence[FetchedRecord], staged: dict[str, Staged]) -> None:
+        """Make tensors of what came over the wire.
+
+        Raises:
+            StoreError: a record cannot be used; CorruptRecord or ForeignRecord says why.
+        """
+        for item in fetched:
+            record = item.decode()
+            staged[item.id] = Staged(
+                version=item.version, mark=item.mark, record=record, keys=self.keys_of(record)
+            )
+
+    def publish(self, namespace: str, delta: Delta, staged: Mapping[str, Staged]) -> bool:
+        """Bring the bank to the delta's head; False when it is no longer where the delta begins."""
+        if self.head(namespace) != delta.after:
+            return False
+        added = [staged[name] for name in delta.written if name in staged]
+        removed = {*delta.removed_ids, *(delta.written.keys() - staged.keys())}
+        if delta.is_reload:
+            removed |= self._marks.get(namespace, {}).keys()
+        records = [item.record for item in added]
+        keys = [item.keys for item in added]
+        super().wrote(namespace, delta.head.version, tuple(removed), records, keys)
+        self._advance(namespace, delta.head, removed)
+        self._marks[namespace].update((item.record.id, item.mark) for item in added)
+        return True
+
+    def _advance(self, namespace: str, head: Head, removed_ids: Sequence[str] | set[str]) -> None:
+        marks = self._marks.setdefault(namespace, {})
+        for name in removed_ids:
+            marks.pop(name, None)
+        self._heads[namespace] = head
+
+    def _catch_up(self, namespace: str, staged: Mapping[str, Staged] | None = None) -> None:
+        catch_up(
+            self._shared.feed, self, namespace, staged=staged or {}, on_engine=lambda work: work()
+        )
+
+
+def catch_up(
+    feed: ChangeFeed,
+    mirror: SharedMirror,
+    namespace: str,
+    *,
+    on_engine: OnEngine,
+    staged: Mapping[str, Staged] = MappingProxyType({}),
+    noticed: Callable[[Delta], None] = lambda delta: None,
+) -> None:
+    """Bring one namespace of the mirror to where the store is.
+
+    Args:
+        on_engine: runs its argument on the engine thread and waits for it; the rest blocks on the
+            store and makes no tensor. The argument returns whether the bank has changed.
+        staged: documents that need not be fetched, unless they were written again.
+        noticed: told how far there is to go.
+
+    Raises:
+        StoreError: the store is away, or a record cannot be used; the bank is as it was.
+    """
+    staged = dict(staged)
+    for _ in range(MAX_ROUNDS):
+        # After a turn, so that a write which is being made is not taken for another's.
+        on_engine(lambda: False)
+        delta = feed.delta(namespace, mirror.head(namespace), known=lambda: mirror.marks(namespace))
+        if delta.head == delta.after:
+            return
+        noticed(delta)
+        _stage(feed, mirror, namespace, delta, staged, on_engine)
+        newest = max((staged[name].version for name in delta.written if name in staged), default=0)
+        # What was written since can be one of two documents that belong together.
+        if newest <= delta.head.version:
+            break
+    found = delta
+    on_engine(lambda: mirror.publish(namespace, found, staged))
+
+
+def _stage(
+    feed: ChangeFeed,
+    mirror: SharedMirror,
+    namespace: str,
+    delta: Delta,
+    staged: dict[str, Staged],
+    on_engine: OnEngine,
+) -> None:
+    """Fetch and decode what `staged` does not have in the delta's version."""
+    missing = [
+        name
+        for name, version in delta.written.items()
+        if name not in staged or staged[name].version < version
+    ]
+    for start in range(0, len(missing), FETCHED_AT_ONCE):
+        part = missing[start : start + FETCHED_AT_ONCE]
+        for name in part:
+            staged.pop(name, None)
+        fetched = feed.fetch(namespace, part)
+
+        def work(fetched: Sequence[FetchedRecord] = fetched) -> bool:
+            mirror.stage(fetched, staged)
+            return False
+
+        on_engine(work)

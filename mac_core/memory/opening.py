@@ -1,0 +1,37 @@
+"""Which store a URL names. `sqlite:///DIRECTORY` is relative, `sqlite:////DIRECTORY` absolute."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from mac_core.errors import StoreError
+from mac_core.memory.redis_client import public_name
+from mac_core.memory.redis_store import RedisStore
+from mac_core.memory.sqlite_store import SqliteStore
+from mac_core.memory.store import Store
+from mac_core.types import Fingerprint
+
+REDIS_SCHEMES = ("redis", "rediss", "unix")
+
+
+def open_store(url: str, *, fingerprint: Fingerprint | None) -> Store:
+    """
+    Args:
+        fingerprint: the networks in use; None: read any record, write none.
+
+    Raises:
+        StoreError: the URL names no store, or the store cannot be opened.
+    """
+    scheme, _, rest = url.partition("://")
+    if scheme == "sqlite" and rest.startswith("/") and rest != "/":
+        return SqliteStore(Path(rest[1:]), fingerprint=fingerprint)
+    if scheme in REDIS_SCHEMES:
+        return RedisStore(url, fingerprint=fingerprint)
+    raise StoreError(
+        f"{public_name(url)!r} names no store: expected sqlite:///DIRECTORY or redis://HOST:PORT/DB"
+    )
+
+
+def url_of_directory(directory: Path) -> str:
+    """The URL of the SQLite store in a directory."""
+    return f"sqlite:///{directory}"
