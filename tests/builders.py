@@ -5,6 +5,7 @@ Weights are drawn wider than a real initialisation's, so that answers depend on 
 
 from __future__ import annotations
 
+import inspect
 import json
 import string
 from collections.abc import Mapping
@@ -14,6 +15,8 @@ from typing import Any, Literal
 import torch
 from tokenizers import Tokenizer as FastTokenizer
 from tokenizers import decoders, models, normalizers, pre_tokenizers
+from torch import nn
+from transformers import DynamicCache
 
 from mac_core.config import (
     AggregationConfig,
@@ -81,6 +84,12 @@ def tiny_base_lm(kind: LMKind, *, seed: int = 0) -> BaseLM:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return BaseLM.from_config(base_lm_config(kind)).eval()
+
+
+def cache_argument(model: nn.Module, cache: DynamicCache) -> dict[str, DynamicCache]:
+    """A cache under the name that the architecture takes it by; transformers 5 renames it."""
+    takes = inspect.signature(model.forward).parameters
+    return {"cache" if "cache" in takes else "past_key_values": cache}
 
 
 def tiny_bert_model(*, seed: int = 0, **changes: Any) -> MacModel:

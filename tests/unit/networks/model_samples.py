@@ -9,8 +9,8 @@ from typing import Any
 import torch
 
 from mac_core.networks.model import AnswerRequest, Generated, MacModel
-from mac_core.networks.values import Prefix
-from tests.builders import LM_KINDS, tiny_layerwise_model, tiny_paper_model
+from mac_core.networks.values import Prefix, TargetModulation
+from tests.builders import LM_KINDS, tiny_latent_model, tiny_layerwise_model, tiny_paper_model
 
 # float32: the same sums over rows of other lengths, in other matrix shapes, step after step
 TOLERANCE = {"rel": 1e-4, "abs": 1e-4}
@@ -24,6 +24,7 @@ MODELS: dict[str, Callable[..., MacModel]] = {
     **{f"layerwise-{kind}": partial(tiny_layerwise_model, kind) for kind in LM_KINDS},
     **{f"paper-{kind}": partial(tiny_paper_model, kind) for kind in LM_KINDS},
     "wide-llama": partial(tiny_paper_model, "llama", prefix="wide"),
+    "latent": tiny_latent_model,
     "layerwise-attend": partial(tiny_layerwise_model, "qwen2", aggregation="attend"),
 }
 
@@ -65,19 +66,41 @@ def mixed_requests(model: MacModel) -> list[AnswerRequest]:
 
 def prefixes_of(model: MacModel, requests: Sequence[AnswerRequest]) -> Prefix:
     """The prefix, before bare rows are hidden, that answering `requests` as one batch makes."""
-    made: list[Prefix] = []
-    handle = model.prefix.register_forward_hook(lambda module, inputs, output: made.append(output))
-    try:
-        model.answer(requests)
-    finally:
-        handle.remove()
-    (prefix,) = made
-    return prefix
+    return _through_prefix(model, requests)[1]
+
+
+def targets_of(model: MacModel, requests: Sequence[AnswerRequest]) -> TargetModulation:
+    """The target modulation that answering `requests` as one batch makes its prefix of."""
+    return _through_prefix(model, requests)[0]
+
+
+def never_ending(model: MacModel) -> MacModel:
+    """The model with its end token out of reach; the pointer attends but nothing is copied."""
+    with torch.no_grad():
+        model.base_lm.model.cls.predictions.bias[model.layout.end_id] = -100.0
+        if model.pointer is not None:
+            model.pointer.gate.bias.fill_(100.0)
+    return model
 
 
 def first_confidence(model: MacModel, requests: Sequence[AnswerRequest]) -> list[float]:
     """Probability of the first token that each request would be answered with."""
     return [answer.confidence for answer in model.answer(requests)]
+
+
+def _through_prefix(
+    model: MacModel, requests: Sequence[AnswerRequest]
+) -> tuple[TargetModulation, Prefix]:
+    made: list[tuple[TargetModulation, Prefix]] = []
+    handle = model.prefix.register_forward_hook(
+        lambda module, inputs, output: made.append((inputs[0], output))
+    )
+    try:
+        model.answer(requests)
+    finally:
+        handle.remove()
+    (through,) = made
+    return through
 
 
 def comparable(answer: Generated) -> tuple[object, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,7 +13,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
 from mac_core.networks.base_lm import BaseLM, attention_bias
 from mac_core.networks.layerwise import LayerwisePrefix
 from mac_core.networks.prefix import PaperPrefix, WidePrefix
-from mac_core.networks.reading import read, read_text, start
+from mac_core.networks.prompt import Prompt, PromptAttention, make_prompt
+from mac_core.networks.reading import read_next, read_prompt, read_with_answer, start
 from mac_core.networks.values import Prefix, TargetModulation
 from tests.builders import (
     HEADS,
@@ -22,6 +24,7 @@ from tests.builders import (
     WIDTH,
     LMKind,
     base_lm_config,
+    cache_argument,
     tiny_base_lm,
 )
 
@@ -29,6 +32,7 @@ EXACT = {"rtol": 1e-6, "atol": 1e-6}  # the same sums, masked in another way
 TOLERANCE = {"rtol": 1e-5, "atol": 1e-5}  # float32, softmax over more columns
 STEPWISE = {"rtol": 1e-4, "atol": 1e-4}  # float32, matrix products of other shapes
 TOKENS = 7
+TEXT_POSITION = 20
 EXPECTED_KV_HEADS = {"gpt2": HEADS, "bert": HEADS, "llama": KV_HEADS, "qwen2": KV_HEADS}
 
 pytestmark = pytest.mark.usefixtures("_no_grad")
@@ -72,16 +76,31 @@ def real(ids: Tensor) -> Tensor:
     return torch.ones_like(ids, dtype=torch.bool)
 
 
+def prompt_of(
+    ids: Tensor,
+    mask: Tensor | None = None,
+    *,
+    text: tuple[Tensor, Tensor] | None = None,
+    attention: PromptAttention = "causal",
+) -> Prompt:
+    question = (ids, real(ids) if mask is None else mask)
+    return make_prompt(question, text, attention=attention, text_position=TEXT_POSITION)
+
+
 def logits_of(base_lm: BaseLM, ids: Tensor, *, prefix: Prefix | None = None) -> Tensor:
-    context = start(base_lm, batch=len(ids), prefix=prefix, text=None, like=ids)
-    return base_lm.logits(read(base_lm, context, ids, real(ids)))
+    context = start(base_lm, batch=len(ids), prefix=prefix)
+    return base_lm.logits(read_prompt(base_lm, context, prompt_of(ids)))
 
 
 def test_projections_are_what_the_lm_itself_caches(base_lm: BaseLM) -> None:
     ids = sample_ids(tokens=1)  # at position 0, where a rotary model turns nothing
     cache = DynamicCache()
     output = base_lm.model(
-        ids, past_key_values=cache, use_cache=True, output_hidden_states=True, return_dict=True
+        ids,
+        **cache_argument(base_lm.model, cache),
+        use_cache=True,
+        output_hidden_states=True,
+        return_dict=True,
     )
     entering = output.hidden_states[:LAYERS]
     projections = base_lm.key_value_projections()
@@ -161,39 +180,43 @@ def test_log_bias_of_a_prefix_counts_as_so_many_copies(base_lm: BaseLM) -> None:
 def test_cached_steps_equal_one_full_pass(base_lm: BaseLM) -> None:
     ids, prefix = sample_ids(), sample_prefix(base_lm)
     whole = logits_of(base_lm, ids, prefix=prefix)
-    context = start(base_lm, batch=2, prefix=prefix, text=None, like=ids)
-    steps = [read(base_lm, context, token, real(token)) for token in ids.split(1, dim=1)]
+    context = start(base_lm, batch=2, prefix=prefix)
+    steps = [read_next(base_lm, context, token) for token in ids.unbind(1)]
     torch.testing.assert_close(base_lm.logits(torch.cat(steps, dim=1)), whole, **STEPWISE)
 
 
 def test_prefix_takes_no_position(base_lm: BaseLM) -> None:
     ids = sample_ids()
-    context = start(base_lm, batch=2, prefix=sample_prefix(base_lm), text=None, like=ids)
+    context = start(base_lm, batch=2, prefix=sample_prefix(base_lm))
     seen: list[Tensor] = []
     base_lm.model.base_model.register_forward_pre_hook(
         lambda module, inputs, named: seen.append(named["position_ids"]), with_kwargs=True
     )
-    read(base_lm, context, ids[:, :4], real(ids[:, :4]))
-    read(base_lm, context, ids[:, 4:], real(ids[:, 4:]))
-    assert [positions[0].tolist() for positions in seen] == [[0, 1, 2, 3], [4, 5, 6]]
+    read_prompt(base_lm, context, prompt_of(ids[:, :5]))
+    read_next(base_lm, context, ids[:, 5])
+    read_next(base_lm, context, ids[:, 6])
+    assert [positions[0].tolist() for positions in seen] == [[0, 1, 2, 3, 4], [5], [6]]
 
 
 def test_positions_go_on_after_each_rows_own_text(base_lm: BaseLM) -> None:
     # Defect 4: positions counted over padding.
     text, ids = sample_ids(tokens=5), sample_ids(tokens=2, seed=6)
     mask = torch.tensor([[True] * 5, [True, True, False, False, False]])
-    context = start(base_lm, batch=2, prefix=None, text=read_text(base_lm, text, mask), like=ids)
-    together = base_lm.logits(read(base_lm, context, ids, real(ids)))
-    joined = torch.cat([text[1:, :2], ids[1:]], dim=1)
-    torch.testing.assert_close(together[1:], logits_of(base_lm, joined)[:, 2:], **STEPWISE)
+    context = start(base_lm, batch=2, prefix=None)
+    read_prompt(base_lm, context, prompt_of(ids, text=(text, mask)))
     assert context.position.tolist() == [7, 4]
+    last = sample_ids(tokens=1, seed=7)
+    together = base_lm.logits(read_next(base_lm, context, last[:, 0]))
+    joined = torch.cat([text[1:, :2], ids[1:], last[1:]], dim=1)
+    torch.testing.assert_close(together[1:], logits_of(base_lm, joined)[:, -1:], **STEPWISE)
+    assert context.position.tolist() == [8, 5]
 
 
 def test_padding_of_new_tokens_changes_no_real_one(base_lm: BaseLM) -> None:
     ids = sample_ids()
     mask = torch.tensor([[True] * TOKENS, [True] * 3 + [False] * (TOKENS - 3)])
-    context = start(base_lm, batch=2, prefix=sample_prefix(base_lm), text=None, like=ids)
-    padded = base_lm.logits(read(base_lm, context, ids, mask))[1, :3]
+    context = start(base_lm, batch=2, prefix=sample_prefix(base_lm))
+    padded = base_lm.logits(read_prompt(base_lm, context, prompt_of(ids, mask)))[1, :3]
     short = sample_prefix(base_lm).rows(torch.tensor([1]))
     alone = logits_of(base_lm, ids[1:, :3], prefix=short)[0]
     torch.testing.assert_close(padded, alone, **STEPWISE)
@@ -202,11 +225,69 @@ def test_padding_of_new_tokens_changes_no_real_one(base_lm: BaseLM) -> None:
 def test_rows_that_are_kept_go_on_as_before(base_lm: BaseLM) -> None:
     ids, prefix = sample_ids(batch=2), sample_prefix(base_lm)
     whole = logits_of(base_lm, ids, prefix=prefix)
-    context = start(base_lm, batch=2, prefix=prefix, text=None, like=ids)
-    read(base_lm, context, ids[:, :4], real(ids[:, :4]))
+    context = start(base_lm, batch=2, prefix=prefix)
+    read_prompt(base_lm, context, prompt_of(ids[:, :4]))
     context.keep(torch.tensor([1]))
-    rest = base_lm.logits(read(base_lm, context, ids[1:, 4:], real(ids[1:, 4:])))
-    torch.testing.assert_close(rest, whole[1:, 4:], **STEPWISE)
+    rest = [read_next(base_lm, context, token) for token in ids[1:, 4:].unbind(1)]
+    torch.testing.assert_close(base_lm.logits(torch.cat(rest, dim=1)), whole[1:, 4:], **STEPWISE)
+
+
+# ---- prompts and answers
+
+
+@pytest.mark.parametrize("attention", ["causal", "bidirectional"])
+def test_answer_read_at_once_is_the_answer_read_token_by_token(
+    base_lm: BaseLM, attention: PromptAttention
+) -> None:
+    # What is trained is what runs; prompts and answers of unlike lengths stand in one batch.
+    prefix, answer = sample_prefix(base_lm), sample_ids(tokens=3, seed=8)
+    text = (sample_ids(tokens=4, seed=9), torch.tensor([[True] * 4, [False] * 4]))
+    mask = torch.tensor([[True] * TOKENS, [True] * 5 + [False] * 2])
+    prompt = prompt_of(sample_ids(), mask, text=text, attention=attention)
+    answer_mask = torch.tensor([[True, True, True], [True, True, False]])
+    context = start(base_lm, batch=2, prefix=prefix)
+    whole = read_with_answer(base_lm, context, prompt, (answer, answer_mask))
+    stepwise = start(base_lm, batch=2, prefix=prefix)
+    read_prompt(base_lm, stepwise, prompt)
+    steps = torch.cat([read_next(base_lm, stepwise, token) for token in answer.unbind(1)], dim=1)
+    assert prompt.lengths.tolist() == [4 + TOKENS, 5]
+    torch.testing.assert_close(whole[0, 4 + TOKENS :], steps[0], **STEPWISE)
+    torch.testing.assert_close(whole[1, 5:7], steps[1, :2], **STEPWISE)
+    assert context.position.tolist() == (stepwise.position - torch.tensor([0, 1])).tolist()
+
+
+def test_prompt_read_both_ways_is_the_lm_without_its_triangle(base_lm: BaseLM) -> None:
+    text, ids = sample_ids(tokens=4, seed=9), sample_ids(tokens=3)
+    prompt = prompt_of(ids, text=(text, real(text)), attention="bidirectional")
+    context = start(base_lm, batch=2, prefix=None)
+    expected = base_lm.model.base_model(
+        input_ids=torch.cat([text, ids], dim=1),
+        position_ids=torch.tensor([[20, 21, 22, 23, 0, 1, 2]]).expand(2, -1),
+        attention_mask=torch.zeros(2, 1, 7, 7),
+    ).last_hidden_state
+    torch.testing.assert_close(read_prompt(base_lm, context, prompt), expected, **TOLERANCE)
+
+
+def test_order_within_a_prompt_read_both_ways_is_without_effect(base_lm: BaseLM) -> None:
+    text, ids = sample_ids(tokens=4, seed=9), sample_ids(tokens=3)
+    prompt = prompt_of(ids, text=(text, real(text)), attention="bidirectional")
+    order = torch.tensor([4, 5, 6, 3, 1, 0, 2])
+    turned = replace(prompt, ids=prompt.ids[:, order], positions=prompt.positions[:, order])
+    straight, other = (
+        read_prompt(base_lm, start(base_lm, batch=2, prefix=None), p) for p in (prompt, turned)
+    )
+    torch.testing.assert_close(other, straight[:, order], **STEPWISE)
+
+
+@pytest.mark.parametrize("attention", ["causal", "bidirectional"])
+def test_text_in_the_prompt_sees_the_prefix(base_lm: BaseLM, attention: PromptAttention) -> None:
+    text, ids = sample_ids(tokens=4, seed=9), sample_ids(tokens=3)
+    prompt = prompt_of(ids, text=(text, real(text)), attention=attention)
+    with_prefix, without = (
+        read_prompt(base_lm, start(base_lm, batch=2, prefix=prefix), prompt)
+        for prefix in (sample_prefix(base_lm), None)
+    )
+    assert (with_prefix - without).abs().amax(-1).min() > 1e-4
 
 
 def test_attention_bias_is_finite_and_leaves_no_row_without_a_column() -> None:
@@ -222,6 +303,20 @@ def test_attention_bias_is_finite_and_leaves_no_row_without_a_column() -> None:
         [False, False, True, False, False],
         [False, False, True, True, False],
         [False, False, True, False, True],
+    ]
+
+
+def test_open_tokens_are_seen_by_earlier_ones() -> None:
+    bias = attention_bias(
+        cached_bias=torch.zeros(1, 1),
+        token_mask=torch.tensor([[True, True, True, False]]),
+        open_mask=torch.tensor([[True, True, False, False]]),
+    )
+    assert (bias[0, 0] == 0).tolist() == [
+        [True, True, True, False, False],
+        [True, True, True, False, False],
+        [True, True, True, True, False],
+        [True, True, True, True, True],
     ]
 
 

@@ -7,7 +7,7 @@ import torch
 from mac_core.networks.batching import bank_slice, pointer_memory
 from mac_core.networks.model import MacModel
 from mac_core.types import Modulation
-from tests.builders import tiny_bert_model
+from tests.builders import tiny_bert_model, tiny_latent_model
 from tests.unit.networks.model_samples import DAM, ELBE, SHORT
 
 CPU = torch.device("cpu")
@@ -67,7 +67,40 @@ def test_pointer_memory_is_the_best_documents_tokens_under_their_prior() -> None
         memory.log_prior[0], torch.tensor([-0.1] * lengths[0] + [-0.2] * lengths[1])
     )
     assert memory.log_prior[1].isneginf().sum() == lengths[0]
-    assert memory.keys.shape == (2, sum(lengths), 16)
+    assert memory.keys.shape == (2, sum(lengths), 2 * 16)
+    assert memory.document[0].tolist() == [0] * lengths[0] + [1] * lengths[1]
+
+
+def test_origin_names_document_token_and_the_token_before() -> None:
+    model = tiny_latent_model()
+    first, second, third = documents(model)
+    rows = [(third,), (first, second)]
+    bank, _ = bank_slice(
+        rows,
+        [(None,), (None, None)],
+        [(0.0,), (-0.1, -0.2)],
+        network=model.aggregation,
+        device=CPU,
+        layout=model.layout,
+    )
+    assert bank.origin is not None
+    for row, held in enumerate(rows):
+        for place, modulation in enumerate(held):
+            ids = modulation.token_ids.tolist()
+            head, tail = model.layout.document_head[0], model.layout.document_tail[0]
+            assert bank.origin[row, place][bank.mask[row, place]].tolist() == [
+                [place, -1, 0, head],
+                [place, 0, head, ids[0]],
+                *([place, i, ids[i - 1], ids[i]] for i in range(1, len(ids))),
+                [place, -1, ids[-1], tail],
+            ]
+
+
+def test_documents_of_pooled_slots_have_no_origin() -> None:
+    model = tiny_bert_model()
+    first, _, _ = documents(model)
+    bank, _ = bank_slice([(first,)], [(None,)], [(0.0,)], network=model.aggregation, device=CPU)
+    assert bank.origin is None
 
 
 def test_rows_without_documents_have_no_pointer_memory() -> None:

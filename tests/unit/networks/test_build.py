@@ -11,6 +11,7 @@ import pytest
 import safetensors.torch
 import torch
 
+from mac_core.config import ModelConfig
 from mac_core.errors import CheckpointError
 from mac_core.networks.build import build_model, load_bundle, model_states, tied_keys
 from tests.builders import (
@@ -22,6 +23,7 @@ from tests.builders import (
     save_tiny_bundle,
     tiny_base_lm,
     tiny_bert_model,
+    tiny_latent_model,
     tiny_layerwise_model,
     tiny_paper_model,
     tiny_tokenizer_json,
@@ -41,7 +43,13 @@ def test_float32_bundle_answers_as_the_model_that_was_saved(kind: LMKind, tmp_pa
     assert loaded.answer(mixed_requests(loaded)) == model.answer(mixed_requests(model))
 
 
-def test_t5_bundle_answers_as_the_model_that_was_save_tiny_bundle(tmp_path: Path) -> None:
+def test_latent_bundle_answers_as_the_model_that_was_saved(tmp_path: Path) -> None:
+    model = tiny_latent_model(seed=3)
+    loaded = load_bundle(save_tiny_bundle(tmp_path / "tiny", model))
+    assert loaded.answer(mixed_requests(loaded)) == model.answer(mixed_requests(model))
+
+
+def test_t5_bundle_answers_as_the_model_that_was_saved(tmp_path: Path) -> None:
     model = tiny_paper_model("llama", seed=3)
     loaded = load_bundle(save_tiny_bundle(tmp_path / "tiny", model))
     assert loaded.answer(mixed_requests(loaded)) == model.answer(mixed_requests(model))
@@ -156,11 +164,49 @@ def test_encoder_of_another_shape_is_refused(what: str) -> None:
         )
 
 
-@pytest.mark.parametrize("name", ["layerwise-bert", "paper-gpt2"])
+UNFIT: dict[str, tuple[dict[str, Any], str]] = {
+    "depth": ({"num_hidden_layers": 1}, "depth is 1, the encoder has 1 layers"),
+    "width": ({"hidden_size": 64}, "hidden_size is 64, the other parts take 32"),
+    "kind": ({"model_type": "roberta"}, "a roberta encoder cannot be split, only bert can"),
+}
+
+
+@pytest.mark.parametrize("what", UNFIT)
+def test_encoder_that_cannot_be_split_so_is_refused(what: str) -> None:
+    change, complaint = UNFIT[what]
+    with pytest.raises(CheckpointError, match=complaint):
+        build_model(
+            tiny_latent_model().config,
+            base_lm=tiny_base_lm("bert"),
+            encoder_config=base_lm_config("bert", is_decoder=False) | change,
+            tokenizer_json=tiny_tokenizer_json(),
+        )
+
+
+MISFITS: dict[str, Callable[[ModelConfig], dict[str, Any]]] = {
+    "prefix.kind='wide'": lambda config: {"prefix": replace(config.prefix, kind="wide")},
+    "aggregation.kind='select'": lambda config: {
+        "aggregation": replace(config.aggregation, kind="select")
+    },
+}
+
+
+@pytest.mark.parametrize("complaint", MISFITS)
+def test_latents_go_with_their_own_prefix_and_aggregation(complaint: str) -> None:
+    config = tiny_latent_model().config
+    with pytest.raises(ValueError, match=f"{complaint} does not go with amortization.kind='latent"):
+        replace(config, **MISFITS[complaint](config))
+
+
+@pytest.mark.parametrize("name", ["layerwise-bert", "latent", "paper-gpt2"])
 def test_aggregation_of_another_question_width_is_refused(name: str) -> None:
     config = MODELS[name]().config
     config = replace(config, aggregation=replace(config.aggregation, d_question=WIDTH + 1))
-    encoder = {"layerwise-bert": base_lm_config("bert"), "paper-gpt2": {"model_type": "t5"}}[name]
+    encoder = {
+        "layerwise-bert": base_lm_config("bert"),
+        "latent": base_lm_config("bert"),
+        "paper-gpt2": {"model_type": "t5"},
+    }[name]
     with pytest.raises(CheckpointError, match="d_question is 33, the other parts take 32"):
         build_model(
             config,

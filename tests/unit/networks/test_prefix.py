@@ -10,6 +10,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
 from mac_core.networks.interfaces import PrefixNetwork
 from mac_core.networks.prefix import PaperPrefix, WidePrefix
 from mac_core.networks.values import TargetModulation
+from tests.builders import cache_argument
 
 BATCH, VIRTUAL_TOKENS, WIDTH, LAYERS = 2, 5, 32, 2
 INF = torch.inf
@@ -74,7 +75,7 @@ def test_prefix_fits_the_cache_of_grouped_query_models(model_type: str) -> None:
     for layer, (key, value) in enumerate(zip(prefix.keys, prefix.values, strict=True)):
         cache.update(key, value, layer)
     ids = torch.ones(BATCH, 3, dtype=torch.int64)
-    assert model(input_ids=ids, past_key_values=cache).logits.shape == (BATCH, 3, 50)
+    assert model(input_ids=ids, **cache_argument(model, cache)).logits.shape == (BATCH, 3, 50)
 
 
 @pytest.mark.parametrize("network", [paper(), wide()], ids=["paper", "wide"])

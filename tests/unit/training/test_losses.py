@@ -9,11 +9,20 @@ import torch
 from torch import Tensor
 
 from mac_core.networks.pointer import PointerMemory
-from mac_core.training.losses import answer_loss, selection_loss
+from mac_core.training.losses import (
+    END_WEIGHT,
+    START_WEIGHT,
+    answer_loss,
+    evidence_loss,
+    selection_loss,
+    target_weights,
+)
 from tests.builders import WIDTH, tiny_bert_model
 
 ROWS, STEPS, TOKENS, VOCABULARY = 2, 3, 5, 100
 MASK = torch.tensor([[True, True, True], [True, False, False]])
+# Of the real targets: a start, one between, an end; an answer's start that is its end too.
+WEIGHTS = torch.tensor([START_WEIGHT, 1.0, END_WEIGHT, START_WEIGHT])
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:
@@ -24,8 +33,9 @@ def inputs(*, is_empty: bool = False) -> dict[str, object]:
     """Two rows of three steps; the second row has one target and, if `is_empty`, no memory."""
     log_prior = torch.zeros(ROWS, TOKENS)
     log_prior[1] = -torch.inf if is_empty else -1.0
-    copy_mask = torch.zeros(ROWS, STEPS, TOKENS, dtype=torch.bool)
+    copy_mask = torch.zeros(ROWS, STEPS, 2 * TOKENS, dtype=torch.bool)
     copy_mask[0, 0, 1] = copy_mask[0, 0, 4] = copy_mask[0, 1, 2] = True
+    copy_mask[0, 2, TOKENS + 2] = True  # after the last token, the answer ends
     return {
         "hidden": normal(ROWS, STEPS, WIDTH, seed=1),
         "last": normal(ROWS, STEPS, WIDTH, seed=2),
@@ -33,25 +43,22 @@ def inputs(*, is_empty: bool = False) -> dict[str, object]:
         "target_mask": MASK,
         "copy_mask": copy_mask,
         "memory": PointerMemory(
-            keys=normal(ROWS, TOKENS, 16, seed=3),
+            keys=normal(ROWS, TOKENS, 2 * 16, seed=3),
             token_ids=torch.arange(ROWS * TOKENS).reshape(ROWS, TOKENS),
             log_prior=log_prior,
+            document=torch.zeros(ROWS, TOKENS, dtype=torch.int64),
         ),
     }
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("is_empty", [False, True])
-def test_answer_loss_is_the_mean_over_real_targets_of_the_mixtures_surprise(is_empty: bool) -> None:
+def test_answer_loss_is_the_weighed_mean_of_the_mixtures_surprise(is_empty: bool) -> None:
     model, given = tiny_bert_model(), inputs(is_empty=is_empty)
     hidden, last, memory = given["hidden"], given["last"], given["memory"]
     surprises = []
     for row, step in MASK.nonzero().tolist():
-        one = PointerMemory(
-            keys=memory.keys[[row]],
-            token_ids=memory.token_ids[[row]],
-            log_prior=memory.log_prior[[row]],
-        )
+        one = memory.rows(torch.tensor([row]))
         state, before = hidden[[row], step][:, None], last[[row], step][:, None]
         scores = model.base_lm.logits(state)[:, 0]
         log_vocabulary, log_copying = model.pointer.log_gate(state, one)
@@ -60,7 +67,8 @@ def test_answer_loss_is_the_mean_over_real_targets_of_the_mixtures_surprise(is_e
         probability += log_copying[0, 0].exp() * attention[given["copy_mask"][row, step]].sum()
         surprises.append(-math.log(float(probability)))
     loss = answer_loss(model.base_lm, model.pointer, **given)
-    assert float(loss) == pytest.approx(sum(surprises) / len(surprises), rel=1e-5)
+    expected = (WEIGHTS * torch.tensor(surprises)).sum() / WEIGHTS.sum()
+    assert float(loss) == pytest.approx(float(expected), rel=1e-5)
 
 
 @torch.no_grad()
@@ -68,8 +76,8 @@ def test_without_a_pointer_it_is_the_vocabularys_cross_entropy() -> None:
     model, given = tiny_bert_model(), inputs()
     loss = answer_loss(model.base_lm, None, **given)
     scores = model.base_lm.logits(given["hidden"])[MASK]
-    expected = torch.nn.functional.cross_entropy(scores, given["targets"][MASK])
-    torch.testing.assert_close(loss, expected)
+    surprises = -scores.log_softmax(1)[range(4), given["targets"][MASK]]
+    torch.testing.assert_close(loss, (WEIGHTS * surprises).sum() / WEIGHTS.sum())
 
 
 @pytest.mark.parametrize("is_empty", [False, True])
@@ -88,3 +96,52 @@ def test_selection_loss_contrasts_with_every_document_of_the_batch() -> None:
     expected = -sum(float(scores[i].log_softmax(0)[d]) for i, d in enumerate(right.tolist())) / 3
     loss = selection_loss(queries, keys, right, scale=20.0)
     assert float(loss) == pytest.approx(expected, rel=1e-5)
+
+
+# ---- what a target counts
+
+
+def test_starts_and_ends_of_answers_count_more() -> None:
+    mask = torch.tensor([[True] * 4, [True, True, False, False], [True, False, False, False]])
+    assert target_weights(mask).tolist() == [
+        [START_WEIGHT, 1.0, 1.0, END_WEIGHT],
+        [START_WEIGHT, END_WEIGHT, 0.0, 0.0],
+        [START_WEIGHT, 0.0, 0.0, 0.0],  # the end of an answer without tokens is its start
+    ]
+
+
+# ---- evidence
+
+
+def test_evidence_loss_is_the_surprise_at_the_answers_share() -> None:
+    scores = torch.tensor([[1.0, 2.0, -torch.inf, 0.5], [0.0, 0.0, 3.0, 1.0]])
+    is_answer = torch.tensor([[True, False, False, True], [False, False, True, False]])
+    first = (math.exp(1.0) + math.exp(0.5)) / (math.exp(1.0) + math.exp(2.0) + math.exp(0.5))
+    second = math.exp(3.0) / (2.0 + math.exp(3.0) + math.exp(1.0))
+    expected = -(math.log(first) + math.log(second)) / 2
+    assert float(evidence_loss(scores, is_answer)) == pytest.approx(expected, rel=1e-5)
+
+
+def test_questions_without_an_answer_among_the_slots_do_not_count() -> None:
+    scores = torch.tensor([[1.0, 2.0], [5.0, -5.0]])
+    is_answer = torch.tensor([[True, False], [False, False]])
+    alone = evidence_loss(scores[:1], is_answer[:1])
+    torch.testing.assert_close(evidence_loss(scores, is_answer), alone)
+
+
+def test_evidence_loss_is_zero_where_no_question_has_an_answer() -> None:
+    assert float(evidence_loss(normal(2, 3), torch.zeros(2, 3, dtype=torch.bool))) == 0.0
+
+
+def test_evidence_knows_only_differences() -> None:
+    scores, is_answer = normal(2, 4), torch.tensor([[True, False, False, True]] * 2)
+    shifted = evidence_loss(scores + 7.0, is_answer)
+    torch.testing.assert_close(shifted, evidence_loss(scores, is_answer))
+
+
+def test_gradient_of_the_evidence_raises_the_answers_slots_alone() -> None:
+    scores = torch.tensor([[1.0, 2.0, -torch.inf], [0.5, 0.1, 0.2]], requires_grad=True)
+    is_answer = torch.tensor([[True, False, False], [False, False, False]])
+    evidence_loss(scores, is_answer).backward()
+    assert scores.grad is not None
+    assert torch.sign(scores.grad).tolist() == [[-1.0, 1.0, 0.0], [0.0, 0.0, 0.0]]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import lzma
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from mac_core.networks.build import load_bundle
 from mac_core.training.cli import app
 from mac_core.training.mini import export_mini, load_sources, train_mini
 from mac_core.training.options import MiniOptions
-from tests.builders import tiny_bert_model
+from tests.builders import tiny_latent_model
 from tests.unit.training.samples import paragraphs
 
 
@@ -37,7 +38,7 @@ def options(tmp_path: Path) -> MiniOptions:
 @pytest.fixture
 def _tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     """A tiny model in place of the warm start, made-up paragraphs in place of SQuAD."""
-    monkeypatch.setattr(mini, "warm_mini", lambda options: tiny_bert_model(seed=options.seed))
+    monkeypatch.setattr(mini, "warm_mini", lambda options: tiny_latent_model(seed=options.seed))
     monkeypatch.setattr(mini, "load_sources", lambda options: (paragraphs(), paragraphs()))
 
 
@@ -52,7 +53,7 @@ def test_bundle_holds_what_was_trained(options: MiniOptions, tmp_path: Path) -> 
     assert loaded.config.selection == calibration.selection
     assert loaded.config.confidence == calibration.confidence
     torch.testing.assert_close(loaded.state_dict(), trained.state_dict(), rtol=0.0, atol=0.0)
-    untrained = tiny_bert_model(seed=options.seed).state_dict()
+    untrained = tiny_latent_model(seed=options.seed).state_dict()
     assert any(not torch.equal(value, untrained[k]) for k, value in loaded.state_dict().items())
     manifest = json.loads((tmp_path / "bundle" / "manifest.json").read_text())
     assert manifest["training"]["progress"]["step"] == lines[-1]["step"]
@@ -74,10 +75,10 @@ def test_run_without_a_checkpoint_is_not_exported(options: MiniOptions, tmp_path
     assert not (tmp_path / "bundle").exists()
 
 
-def squad_file(directory: Path, *, articles: int) -> None:
+def squad_file(directory: Path, *, articles: int, name: str = "squad/train-v1.1.json.xz") -> None:
     entry: dict[str, Any] = {"context": "The dam is old.", "qas": []}
     data = [{"title": f"article {i}", "paragraphs": [entry]} for i in range(articles)]
-    path = directory / "squad" / "train-v1.1.json.xz"
+    path = directory / name
     path.parent.mkdir()
     path.write_bytes(lzma.compress(json.dumps({"data": data}).encode()))
 
@@ -85,11 +86,32 @@ def squad_file(directory: Path, *, articles: int) -> None:
 def test_held_out_paragraphs_are_of_other_articles(tmp_path: Path) -> None:
     squad_file(tmp_path, articles=50)
     train, held_out = load_sources(
-        MiniOptions(data_directory=tmp_path, run_directory=tmp_path, minutes=1.0)
+        MiniOptions(
+            data_directory=tmp_path, run_directory=tmp_path, minutes=1.0, sources=("squad",)
+        )
     )
     assert held_out
     assert not {p.article for p in train} & {p.article for p in held_out}
     assert len(train) + len(held_out) == 50
+
+
+def test_further_sources_give_a_share_of_their_paragraphs_and_hold_nothing_out(
+    tmp_path: Path,
+) -> None:
+    squad_file(tmp_path, articles=50)
+    squad_file(tmp_path, articles=50, name="squadshifts/reddit-v1.0.json.xz")
+    both = MiniOptions(
+        data_directory=tmp_path,
+        run_directory=tmp_path,
+        minutes=1.0,
+        sources=("squad", "squadshifts-reddit"),
+        further_share=0.5,
+    )
+    train, held_out = load_sources(both)
+    first, first_held_out = load_sources(replace(both, sources=("squad",)))
+    assert held_out == first_held_out
+    assert train[: len(first)] == first
+    assert len(train) - len(first) == round(0.5 * len(first))  # the same articles are kept back
 
 
 # ---- the command

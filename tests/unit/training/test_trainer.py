@@ -16,10 +16,14 @@ from mac_core.errors import CheckpointError
 from mac_core.networks.model import MacModel
 from mac_core.training.options import MiniOptions
 from mac_core.training.trainer import Trainer, draw_step, make_optimizer
-from tests.builders import tiny_bert_model
+from tests.builders import tiny_bert_model, tiny_latent_model
 from tests.unit.training.samples import encoded
 
 STEPS = 12
+MODELS: dict[str, Callable[..., MacModel]] = {
+    "layerwise": tiny_bert_model,
+    "latent": tiny_latent_model,
+}
 NEIGHBOURS = np.array([[1, 2], [0, 3], [3, 0], [1, 2]], dtype=np.int32)
 
 
@@ -81,14 +85,17 @@ def test_budget_is_spent_and_no_more(tmp_path: Path) -> None:
     assert [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()] == lines
 
 
-def test_resumed_run_ends_as_the_uninterrupted_one(tmp_path: Path) -> None:
-    whole = trainer_in(tmp_path / "whole")
+@pytest.mark.parametrize("architecture", MODELS)
+def test_resumed_run_ends_as_the_uninterrupted_one(tmp_path: Path, architecture: str) -> None:
+    # Past documents are not part of a checkpoint: a run with them fills its queue again.
+    build, changes = MODELS[architecture], {"past_documents": 0}
+    whole = trainer_in(tmp_path / "whole", model=build(), **changes)
     list(whole.run())
-    stopped = trainer_in(tmp_path / "stopped")
+    stopped = trainer_in(tmp_path / "stopped", model=build(), **changes)
     for line in stopped.run():  # left after step 6, whose last checkpoint is step 5's
         if line["step"] == 6:
             break
-    again = trainer_in(tmp_path / "stopped", model=tiny_bert_model(seed=9))
+    again = trainer_in(tmp_path / "stopped", model=build(seed=9), **changes)
     assert again.resume()
     assert again.progress.step == 5
     list(again.run())
@@ -115,17 +122,24 @@ def test_checkpoint_of_another_architecture_is_refused(tmp_path: Path) -> None:
         trainer_in(tmp_path, model=tiny_bert_model(pointer=None)).resume()
 
 
-def test_a_few_steps_on_few_paragraphs_lower_the_loss(tmp_path: Path) -> None:
-    lines = list(trainer_in(tmp_path, steps=24, log_every=8).run())
+@pytest.mark.parametrize("architecture", MODELS)
+def test_a_few_steps_on_few_paragraphs_lower_the_loss(tmp_path: Path, architecture: str) -> None:
+    model = MODELS[architecture]()
+    lines = list(trainer_in(tmp_path, model=model, steps=24, log_every=8).run())
     assert lines[-1]["answer_memory"] < 0.8 * lines[0]["answer_memory"]
 
 
-def test_heads_that_start_at_random_learn_faster_than_what_is_warm() -> None:
-    model = tiny_bert_model()
+@pytest.mark.parametrize(
+    ("architecture", "random"),
+    [("layerwise", ("aggregation", "pointer")), ("latent", ("prefix", "pointer"))],
+)
+def test_heads_that_start_at_random_learn_faster_than_what_is_warm(
+    architecture: str, random: tuple[str, ...]
+) -> None:
+    model = MODELS[architecture]()
     options = MiniOptions(data_directory=Path(), run_directory=Path(), minutes=1.0, head_rate=5.0)
     warm, heads = make_optimizer(model, options).param_groups
     assert (warm["scale"], heads["scale"]) == (1.0, 5.0)
-    assert model.pointer is not None
-    fast = {id(p) for part in (model.aggregation, model.pointer) for p in part.parameters()}
+    fast = {id(p) for name in random for p in model.get_submodule(name).parameters()}
     assert {id(p) for p in heads["params"]} == fast
     assert len(warm["params"]) + len(heads["params"]) == len(list(model.parameters()))
