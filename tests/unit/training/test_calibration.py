@@ -10,6 +10,7 @@ from mac_core.config import ConfidenceConfig
 from mac_core.training.calibration import TOP_KS, calibrate, fit_scales
 from mac_core.training.held_out import HeldOut
 from tests.builders import tiny_bert_model
+from tests.unit.networks.model_samples import never_ending
 from tests.unit.training.samples import FACTS, paragraphs
 
 DENSE, LEXICAL = 12.0, 0.8
@@ -54,7 +55,7 @@ def test_sample_is_seeded_and_without_replacement() -> None:
 
 
 def test_chosen_settings_are_the_best_measured_and_the_models_own_from_then_on() -> None:
-    model = tiny_bert_model()
+    model = never_ending(tiny_bert_model())  # an untrained one answers nothing
     calibration = calibrate(model, HeldOut.of(paragraphs()), num_questions=4, seed=0)
     assert tuple(calibration.f1_by_top_k) == TOP_KS
     best = calibration.f1_by_top_k[calibration.selection.top_k]

@@ -27,6 +27,7 @@ from mac_core.training.confidence import (
 )
 from mac_core.training.held_out import HeldOut
 from tests.builders import tiny_bert_model
+from tests.unit.networks.model_samples import never_ending
 from tests.unit.training.samples import FACTS, paragraphs
 
 
@@ -200,7 +201,7 @@ def test_answers_about_documents_that_are_gone_are_never_right() -> None:
 
 
 def test_every_mode_is_calibrated_on_a_bank_without_half_of_its_documents() -> None:
-    model, held_out = tiny_bert_model(), HeldOut.of(paragraphs())
+    model, held_out = never_ending(tiny_bert_model()), HeldOut.of(paragraphs())
     bank = MemoryBank(model.config.selection)
     learn_documents(model, bank, held_out.documents, batch_size=4)
     config, quality = calibrate_confidence(model, bank, held_out, num_questions=9, seed=0)
