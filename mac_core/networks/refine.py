@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from mac_core.config import AggregationConfig
 from mac_core.networks.aggregation import AggregationKeys, AggregationNetwork
+from mac_core.networks.select import keep_best
 from mac_core.networks.stack import EncoderStack
 from mac_core.networks.values import BankSlice, QuestionEncoding, TargetModulation
 
@@ -62,7 +63,7 @@ class RefineAggregation(AggregationNetwork):
             slots = self._refine(question, bank.slots.expand(batch, -1, -1, -1), mask)
             scores = self.evidence(slots).squeeze(-1).float() + bank.log_prior[:, :, None]
         scores = scores.masked_fill(~mask, -torch.inf)  # (batch, documents, virtual_tokens)
-        return self._keep(slots, scores, bank)
+        return keep_best(slots, scores, origin=bank.origin, count=self.num_virtual_tokens)
 
     def _refine(self, question: QuestionEncoding, slots: Tensor, mask: Tensor) -> Tensor:
         """`(batch, documents, virtual_tokens, d_modulation)` with the question in sight."""
@@ -87,18 +88,3 @@ class RefineAggregation(AggregationNetwork):
                 (pairs[:, None], torch.arange(longest, device=pairs.device)), read
             )
         return refined.reshape(batch, documents, virtual_tokens, width)
-
-    def _keep(self, slots: Tensor, scores: Tensor, bank: BankSlice) -> TargetModulation:
-        """The best slots of the group, and each document's share of their weight."""
-        batch, documents, virtual_tokens = scores.shape
-        flat = scores.flatten(1)  # (batch, documents * virtual_tokens)
-        kept = min(self.num_virtual_tokens, flat.shape[1])
-        log_bias, index = flat.topk(kept, dim=1)  # (batch, kept)
-        chosen = slots.flatten(1, 2).gather(1, index[..., None].expand(-1, -1, slots.shape[-1]))
-        weights = torch.softmax(log_bias, dim=1).nan_to_num()  # a row without slots has no mass
-        mass = weights.new_zeros(batch, documents).scatter_add(1, index // virtual_tokens, weights)
-        origin = None
-        if bank.origin is not None:
-            columns = bank.origin.expand(batch, -1, -1, -1).flatten(1, 2)
-            origin = columns.gather(1, index[..., None].expand(-1, -1, columns.shape[-1]))
-        return TargetModulation(slots=chosen, log_bias=log_bias, document_mass=mass, origin=origin)

@@ -37,15 +37,7 @@ class SelectAggregation(AggregationNetwork):
     ) -> TargetModulation:
         """Keep the best slots of one group of documents, each row by itself."""
         scores = self._scores(question, bank, keys)  # (batch, documents, virtual_tokens)
-        batch, documents, virtual_tokens = scores.shape
-        flat = scores.flatten(1)  # (batch, documents * virtual_tokens)
-        kept = min(self.num_virtual_tokens, flat.shape[1])
-        log_bias, index = flat.topk(kept, dim=1)  # (batch, kept)
-        slots = bank.slots.flatten(1, 2).expand(batch, -1, -1)
-        chosen = slots.gather(1, index[..., None].expand(-1, -1, slots.shape[-1]))
-        weights = torch.softmax(log_bias, dim=1).nan_to_num()  # a row without slots has no mass
-        mass = weights.new_zeros(batch, documents).scatter_add(1, index // virtual_tokens, weights)
-        return TargetModulation(slots=chosen, log_bias=log_bias, document_mass=mass)
+        return keep_best(bank.slots, scores, origin=bank.origin, count=self.num_virtual_tokens)
 
     def _scores(self, question: QuestionEncoding, bank: BankSlice, keys: AggregationKeys) -> Tensor:
         """Log-score of every slot, float32; -inf where there is none.
@@ -63,3 +55,31 @@ class SelectAggregation(AggregationNetwork):
             scores = match.amax(1) + bank.log_prior[:, :, None]
         mask = bank.mask.expand(len(scores), -1, -1)
         return scores.masked_fill(~mask, -torch.inf)
+
+
+def keep_best(
+    slots: Tensor, scores: Tensor, *, origin: Tensor | None, count: int
+) -> TargetModulation:
+    """The `count` best slots of a group, and each document's share of their weight.
+
+    Args:
+        slots: `(batch | 1, documents, virtual_tokens, d_modulation)`.
+        scores: `(batch, documents, virtual_tokens)`, float32; -inf: no slot.
+        origin: `(batch | 1, documents, virtual_tokens, 4)`, see `Origin`; None: slots have none.
+    """
+    batch, documents, virtual_tokens = scores.shape
+    flat = scores.flatten(1)  # (batch, documents * virtual_tokens)
+    log_bias, index = flat.topk(min(count, flat.shape[1]), dim=1)  # (batch, kept)
+    weights = torch.softmax(log_bias, dim=1).nan_to_num()  # a row without slots has no mass
+    mass = weights.new_zeros(batch, documents).scatter_add(1, index // virtual_tokens, weights)
+
+    def kept(columns: Tensor) -> Tensor:
+        rows = columns.flatten(1, 2).expand(batch, -1, -1)
+        return rows.gather(1, index[..., None].expand(-1, -1, rows.shape[-1]))
+
+    return TargetModulation(
+        slots=kept(slots),
+        log_bias=log_bias,
+        document_mass=mass,
+        origin=None if origin is None else kept(origin),
+    )
