@@ -54,9 +54,7 @@ def bank_slice(
         framed = [layout.document(m.token_ids.tolist()) for m in flat]
         ids, _ = pad_rows(framed, pad_id=layout.pad_id, device=device)
         content = torch.tensor([len(m.token_ids) for m in flat], device=device)
-        origin = slot_origin(ids, content, head=len(layout.document_head))[index]
-        numbers = torch.arange(documents, device=device)[None, :, None]
-        origin[..., Origin.DOCUMENT] = numbers
+        origin = slot_origin(ids, content, index, head=len(layout.document_head))
     return (
         BankSlice(
             slots=slots[index],
@@ -68,12 +66,13 @@ def bank_slice(
     )
 
 
-def slot_origin(ids: Tensor, num_content: Tensor, *, head: int) -> Tensor:
-    """Where the slots of framed documents come from: `(documents, tokens, 4)`, see `Origin`.
+def slot_origin(ids: Tensor, num_content: Tensor, index: Tensor, *, head: int) -> Tensor:
+    """Where the slots of each row's documents come from: `(rows, documents, tokens, 4)`.
 
     Args:
-        ids: `(documents, tokens)`, framed and right-padded.
-        num_content: `(documents,)`, tokens that are not framing.
+        ids: `(distinct, tokens)`, framed documents, right-padded.
+        num_content: `(distinct,)`, tokens that are not framing.
+        index: `(rows, documents)`, which of them each row has.
         head: framing tokens before the content.
     """
     places = torch.arange(ids.shape[1], device=ids.device) - head
@@ -84,7 +83,9 @@ def slot_origin(ids: Tensor, num_content: Tensor, *, head: int) -> Tensor:
         Origin.BEFORE: F.pad(ids, (1, 0))[:, :-1],
         Origin.TOKEN: ids,
     }
-    return torch.stack([columns[column] for column in Origin], dim=-1)
+    origin = torch.stack([columns[column] for column in Origin], dim=-1)[index]
+    origin[..., Origin.DOCUMENT] = torch.arange(index.shape[1], device=ids.device)[:, None]
+    return origin
 
 
 def pointer_memory(

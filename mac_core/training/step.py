@@ -286,10 +286,8 @@ def aggregate_slots(
 ) -> TargetModulation:
     """Target modulation per question, of slots that are tokens and know where they come from."""
     index = chosen.index  # (questions, documents)
-    origin = slot_origin(
-        framed.document_ids, framed.content.sum(1), head=len(model.layout.document_head)
-    )[index]
-    origin[..., Origin.DOCUMENT] = torch.arange(index.shape[1], device=index.device)[:, None]
+    head = len(model.layout.document_head)
+    origin = slot_origin(framed.document_ids, framed.content.sum(1), index, head=head)
     bank = BankSlice(
         slots=encoded.slots[index],
         mask=encoded.slot_mask[index],
@@ -429,7 +427,7 @@ def _read_rows(
     )
     context = start(model.base_lm, batch=len(answer_ids), prefix=prefix)
     hidden = read_with_answer(model.base_lm, context, prompt, answer)
-    ids, mask = join((prompt.ids, prompt.mask), answer)
+    ids, _ = join((prompt.ids, prompt.mask), answer)
     if text is not None and model.pointer is not None:
         memory = text_memory(model, prompt, hidden)
         width = memory.token_ids.shape[1] - text.copy_mask.shape[-1]
