@@ -186,7 +186,7 @@ def test_encoder_that_cannot_be_split_so_is_refused(what: str) -> None:
 MISFITS: dict[str, Callable[[ModelConfig], dict[str, Any]]] = {
     "prefix.kind='wide'": lambda config: {"prefix": replace(config.prefix, kind="wide")},
     "aggregation.kind='select'": lambda config: {
-        "aggregation": replace(config.aggregation, kind="select")
+        "aggregation": replace(config.aggregation, kind="select", d_late=0)
     },
 }
 
@@ -230,3 +230,16 @@ def test_width_that_a_configuration_leaves_to_its_default_is_known() -> None:
     assert model.pointer is not None
     assert model.pointer.document_key[0].in_features == 512 + 2 * WIDTH
     assert comparable(model.eval().answer(mixed_requests(model))[0])
+
+
+def test_ranking_again_needs_a_late_interaction() -> None:
+    config = tiny_latent_model().config
+    with pytest.raises(ValueError, match=r"late_scale=0\.5 needs aggregation\.d_late above 0"):
+        replace(config, aggregation=replace(config.aggregation, d_late=0))
+
+
+@pytest.mark.parametrize(("kind", "d_late"), [("attend", 8), ("select", 8), ("refine", -1)])
+def test_late_interaction_belongs_to_refining(kind: Any, d_late: int) -> None:
+    config = tiny_latent_model().config.aggregation
+    with pytest.raises(ValueError, match=f"d_late={d_late} does not go with kind='{kind}'"):
+        replace(config, kind=kind, d_late=d_late)
