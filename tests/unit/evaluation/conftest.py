@@ -168,5 +168,6 @@ def origin() -> Origin:
         max_new_tokens=8,
         device="cpu",
         num_threads=1,
+        precision="float32",
         date="2026-01-01T00:00:00+00:00",
     )
