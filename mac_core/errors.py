@@ -48,6 +48,14 @@ class DocumentExists(MacError):
         self.document_id = document_id
 
 
+class NamespaceNotFound(MacError):
+    """No namespace with this name; it was never made, or was deleted."""
+
+    def __init__(self, *, namespace: str) -> None:
+        super().__init__(f"no namespace {namespace!r}")
+        self.namespace = namespace
+
+
 class Overloaded(MacError):
     """A lane's queue is full; try again after `retry_after_s`."""
 

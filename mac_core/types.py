@@ -88,6 +88,18 @@ class NamespaceInfo:
     num_chunks: int
     num_bytes: int  # stored bytes of records
     bank_version: int
+    created_at: float | None = None  # seconds since the epoch; None: the store does not know
+    updated_at: float | None = None  # of the last write
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NamespaceResult:
+    """What became of a namespace that was to be created or deleted."""
+
+    namespace: str
+    has_changed: bool  # False: it was there already, or was not there to delete
+    num_removed: int  # documents that went with it
+    bank_version: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -22,6 +22,7 @@ from mac_core.types import (
     EngineStatus,
     MetadataValue,
     NamespaceInfo,
+    NamespaceResult,
     Question,
     RemoveResult,
 )
@@ -110,6 +111,12 @@ class DeferredEngine:
 
     def list_namespaces(self) -> Future[list[NamespaceInfo]]:
         return self._built().list_namespaces()
+
+    def create_namespace(self, namespace: str) -> Future[NamespaceResult]:
+        return self._built().create_namespace(namespace)
+
+    def delete_namespace(self, namespace: str) -> Future[NamespaceResult]:
+        return self._built().delete_namespace(namespace)
 
     def drain(self, *, timeout_s: float) -> bool:
         with self._lock:

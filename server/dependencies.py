@@ -22,6 +22,7 @@ from mac_core.types import (
     EngineStatus,
     MetadataValue,
     NamespaceInfo,
+    NamespaceResult,
     Question,
     RemoveResult,
 )
@@ -64,6 +65,10 @@ class EngineFacade(Protocol):
     ) -> Future[DocumentPage]: ...
 
     def list_namespaces(self) -> Future[list[NamespaceInfo]]: ...
+
+    def create_namespace(self, namespace: str) -> Future[NamespaceResult]: ...
+
+    def delete_namespace(self, namespace: str) -> Future[NamespaceResult]: ...
 
     def drain(self, *, timeout_s: float) -> bool: ...
 

@@ -16,7 +16,13 @@ from mac_core.engine.ports import AnsweringModel, SilentObserver
 from mac_core.engine.scheduler import Scheduler
 from mac_core.engine.serving import Clocks, Serving
 from mac_core.engine.thread import STOPPED, EngineThread
-from mac_core.engine.tickets import DocumentsTicket, QuestionTicket, ReadTicket, RemovalTicket
+from mac_core.engine.tickets import (
+    DocumentsTicket,
+    QuestionTicket,
+    ReadTicket,
+    RemovalTicket,
+    WriteTicket,
+)
 from mac_core.errors import NotReady
 from mac_core.memory import opening
 from mac_core.memory.shared import SharedStore
@@ -33,6 +39,7 @@ from mac_core.types import (
     Fingerprint,
     MetadataValue,
     NamespaceInfo,
+    NamespaceResult,
     Question,
     RemoveResult,
 )
@@ -229,19 +236,35 @@ class Engine:
         return self._submit_read(read)
 
     def list_namespaces(self) -> Future[list[NamespaceInfo]]:
-        """Every namespace ever written to, by name."""
+        """Every namespace that is there, by name."""
         return self._submit_read(lambda serving: list(serving.store.namespaces()))
 
-    def _submit_read(self, read: Callable[[Serving], T]) -> Future[T]:
-        def run() -> T:
-            serving = self._thread.serving
-            if serving is None:
-                raise NotReady("the engine is starting")
-            return read(serving)
+    def create_namespace(self, namespace: str) -> Future[NamespaceResult]:
+        """Make an empty namespace, in order with what was written before."""
+        return self._submit_write(lambda serving: serving.namespaces.create(namespace))
 
-        ticket = ReadTicket[T](read=run, submitted_at=self._clocks.monotonic())
+    def delete_namespace(self, namespace: str) -> Future[NamespaceResult]:
+        """Forget a namespace with all that was written to it before."""
+        return self._submit_write(lambda serving: serving.namespaces.delete(namespace))
+
+    def _submit_write(self, write: Callable[[Serving], T]) -> Future[T]:
+        ticket = WriteTicket[T](
+            write=lambda: write(self._serving()), submitted_at=self._clocks.monotonic()
+        )
+        self._scheduler.submit_removal(ticket)
+        return ticket.future
+
+    def _submit_read(self, read: Callable[[Serving], T]) -> Future[T]:
+        ticket = ReadTicket[T](
+            read=lambda: read(self._serving()), submitted_at=self._clocks.monotonic()
+        )
         self._scheduler.submit_read(ticket)
         return ticket.future
+
+    def _serving(self) -> Serving:
+        if self._thread.serving is None:
+            raise NotReady("the engine is starting")
+        return self._thread.serving
 
     def _make_serving(self, model: AnsweringModel, store: Store) -> Serving:
         return Serving(

@@ -59,6 +59,11 @@ class Mirror:
         self._bank.apply(namespace, version, removed_ids, records, keys)
         self._expect_expiry(records)
 
+    def dropped(self, namespace: str, version: int) -> None:
+        """Publish that this process has just deleted a namespace."""
+        entries = self._bank.view(namespace).entries
+        self.wrote(namespace, version, list({entry.document_id for entry in entries}), (), ())
+
     def keys_of(self, record: DocumentRecord) -> list[AggregationKeys]:
         return [self._model.aggregation_keys(part.stored.unpack()) for part in record.chunks]
 

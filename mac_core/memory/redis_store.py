@@ -36,8 +36,14 @@ from mac_core.memory.redis_keys import (
     NamespaceKeys,
 )
 from mac_core.memory.redis_reading import read_namespaces, read_page, read_rows, read_stamps
-from mac_core.memory.redis_rows import arguments_of, info_of, record_of
-from mac_core.memory.redis_scripts import DELETE, PUT, REGISTER
+from mac_core.memory.redis_rows import (
+    NAMESPACE_FIELDS,
+    arguments_of,
+    info_of,
+    namespace_info_of,
+    record_of,
+)
+from mac_core.memory.redis_scripts import CREATE, DELETE, DROP, PUT, REGISTER
 from mac_core.memory.shared import NOTHING, Head, LastWrite
 from mac_core.memory.store import DocumentStamp
 from mac_core.types import DocumentInfo, DocumentPage, Fingerprint, MetadataValue, NamespaceInfo
@@ -73,6 +79,8 @@ class RedisStore:
         self._client = connect(url)
         self._put = self._client.register_script(PUT)
         self._delete = self._client.register_script(DELETE)
+        self._create = self._client.register_script(CREATE)
+        self._drop = self._client.register_script(DROP)
         self._register = self._client.register_script(REGISTER)
         self._feed = RedisFeed(
             self._client, name=self._name, fingerprint=fingerprint, availability=self._availability
@@ -119,8 +127,7 @@ class RedisStore:
         ]
         change = json.dumps([record.id for record in latest])
         with self._translating("be written"):
-            # First, so that no document can be in a namespace that nobody knows of.
-            self._register(keys=[NAMESPACES, ANNOUNCEMENTS], args=[namespace.encode()])
+            self._announce(namespace)
             return self._write(self._put, namespace, [change, *arguments])[0]
 
     def delete(
@@ -180,26 +187,29 @@ class RedisStore:
             next_cursor=encode_cursor(page[-1][1]) if len(found) > limit else None,
         )
 
+    def create_namespace(self, namespace: str) -> tuple[bool, int]:
+        with self._translating("be written"):
+            self._announce(namespace)
+            version, made = self._write(self._create, namespace, [])
+        return bool(made), version
+
+    def drop_namespace(self, namespace: str) -> tuple[int | None, int]:
+        with self._translating("be written"):
+            version, gone = self._write(self._drop, namespace, [])
+        return (int(gone[0]) if gone else None), version
+
     def namespaces(self) -> Sequence[NamespaceInfo]:
         with self._translating("be read"):
             names = read_namespaces(self._client)
             with self._client.pipeline(transaction=False) as questions:
                 for name in names:
                     keys = NamespaceKeys.of(name)
-                    questions.hmget(keys.meta, ["version", "chunks", "bytes"])
+                    questions.hmget(keys.meta, NAMESPACE_FIELDS)
                     questions.zcard(keys.order)
                 answers = questions.execute()
-        return [
-            NamespaceInfo(
-                namespace=name,
-                num_documents=num_documents,
-                num_chunks=int(meta[1] or 0),
-                num_bytes=int(meta[2] or 0),
-                bank_version=int(meta[0]),
-            )
-            for name, meta, num_documents in zip(names, answers[::2], answers[1::2], strict=True)
-            if meta[0] is not None
-        ]
+        found = zip(names, answers[::2], answers[1::2], strict=True)
+        infos = [namespace_info_of(name, meta, size) for name, meta, size in found]
+        return [info for info in infos if info is not None]
 
     def version(self, namespace: str) -> int:
         with self._translating("be read"):
@@ -223,10 +233,14 @@ class RedisStore:
         self._is_closed = True
         self._client.close()
 
+    def _announce(self, namespace: str) -> None:
+        # Before the write, so that no document can be in a namespace that nobody knows of.
+        self._register(keys=[NAMESPACES, ANNOUNCEMENTS], args=[namespace.encode()])
+
     def _write(
         self, script: Script, namespace: str, arguments: Sequence[bytes | str]
     ) -> tuple[int, tuple[str, ...]]:
-        """Run one of the two writing scripts: the version after it, and the removed ids."""
+        """Run one of the writing scripts: the version after it, and what it removed."""
         keys = NamespaceKeys.of(namespace)
         mark = uuid4().hex
         version, before, removed = script(
@@ -236,7 +250,7 @@ class RedisStore:
             ],
             args=[mark, self._max_changes, WRITER_S, *arguments],
         )
-        if removed or script is self._put:  # a delete that found nothing wrote nothing
+        if removed or script is self._put:  # the others wrote nothing when they found nothing
             self._last_write = LastWrite(Head(int(version), mark), before.decode())
         return int(version), tuple(name.decode() for name in removed)
 

@@ -7,6 +7,7 @@ import sqlite3
 from pathlib import Path
 
 from mac_core.errors import StoreError
+from mac_core.memory import sqlite_namespaces
 from mac_core.memory.records import metadata_matches
 
 SCHEMA_VERSION = 1
@@ -77,6 +78,7 @@ def _prepare(connection: sqlite3.Connection, path: Path) -> None:
             f"{path} was written by a newer version (schema {found}); "
             f"this one reads up to {SCHEMA_VERSION}"
         )
+    sqlite_namespaces.prepare(connection)
 
 
 def _metadata_matches(metadata: str, wanted: str) -> bool:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from mac_core.errors import InvalidInput, StoreError
+from mac_core.memory import sqlite_namespaces
 from mac_core.memory.cursors import decode_cursor, encode_cursor
 from mac_core.memory.directory_lock import DirectoryLock
 from mac_core.memory.record_format import encode_record
@@ -150,15 +151,26 @@ class SqliteStore:
             next_cursor=encode_cursor(page[-1][0]) if len(rows) > limit else None,
         )
 
+    def create_namespace(self, namespace: str) -> tuple[bool, int]:
+        with self._writing():
+            if sqlite_namespaces.is_there(self._connection, namespace):
+                return False, self._version(namespace)
+            return True, self._next_version(namespace)
+
+    def drop_namespace(self, namespace: str) -> tuple[int | None, int]:
+        with self._writing():
+            if not sqlite_namespaces.is_there(self._connection, namespace):
+                return None, self._version(namespace)
+            gone = self._connection.execute(
+                "DELETE FROM documents WHERE namespace = ?", (namespace,)
+            )
+            version = self._next_version(namespace)
+            sqlite_namespaces.note_deleted(self._connection, namespace)
+            return gone.rowcount, version
+
     def namespaces(self) -> Sequence[NamespaceInfo]:
-        rows = self._query(
-            "SELECT n.namespace, COUNT(d.id), COALESCE(SUM(d.num_chunks), 0), "
-            "COALESCE(SUM(d.num_bytes), 0), n.version "
-            "FROM namespaces AS n LEFT JOIN documents AS d ON d.namespace = n.namespace "
-            "GROUP BY n.namespace ORDER BY n.namespace"
-        )
-        names = ("namespace", "num_documents", "num_chunks", "num_bytes", "bank_version")
-        return [NamespaceInfo(**dict(zip(names, row, strict=True))) for row in rows]
+        with self._translating("be read"):
+            return sqlite_namespaces.infos(self._connection)
 
     def version(self, namespace: str) -> int:
         return self._version(namespace)

@@ -22,10 +22,12 @@ class DocumentStamp(NamedTuple):
 class Store(Protocol):
     """Durable documents in order of writing; an updated document moves to the end.
 
-    A namespace's version starts at 0 and grows by one with every write that changes it. A write is
-    one transaction: durable when the call returns, and wholly absent when it raises. One thread at
-    a time. Every method raises StoreError when the store cannot do its work; reading a record's
-    modulations also CorruptRecord and ForeignRecord.
+    A namespace's version starts at 0 and grows by one with every write that changes it; being
+    created and being deleted are such writes, and a name that is used again goes on from where it
+    was, so that no version is ever given twice. A write is one transaction: durable when the call
+    returns, and wholly absent when it raises. One thread at a time. Every method raises StoreError
+    when the store cannot do its work; reading a record's modulations also CorruptRecord and
+    ForeignRecord.
     """
 
     @property
@@ -84,8 +86,19 @@ class Store(Protocol):
         """
         ...
 
+    def create_namespace(self, namespace: str) -> tuple[bool, int]:
+        """Make an empty namespace: (whether it was not there, version)."""
+        ...
+
+    def drop_namespace(self, namespace: str) -> tuple[int | None, int]:
+        """Remove a namespace whole: (documents that went, version); None: it was not there.
+
+        The first write to its name makes it again, behind the same versions.
+        """
+        ...
+
     def namespaces(self) -> Sequence[NamespaceInfo]:
-        """Every namespace ever written to, by name."""
+        """Every namespace that is there, by name."""
         ...
 
     def version(self, namespace: str) -> int: ...

@@ -36,6 +36,7 @@ from mac_core.types import (
     EngineStatus,
     MetadataValue,
     NamespaceInfo,
+    NamespaceResult,
     Question,
     RemoveResult,
     Source,
@@ -277,6 +278,32 @@ class FakeEngine:
                 for name, bank in sorted(self.documents.items())
                 if name in self.versions
             ]
+        )
+
+    def create_namespace(self, namespace: str) -> Future[NamespaceResult]:
+        def create() -> NamespaceResult:
+            is_new = namespace not in self.documents
+            self.documents.setdefault(namespace, {})
+            self.versions[namespace] = self.bank_version(namespace) + is_new
+            return self._namespace_result(namespace, has_changed=is_new)
+
+        return self._submit(create)
+
+    def delete_namespace(self, namespace: str) -> Future[NamespaceResult]:
+        def delete() -> NamespaceResult:
+            gone = self.documents.pop(namespace, None)
+            self.versions[namespace] = self.bank_version(namespace) + (gone is not None)
+            return self._namespace_result(
+                namespace, has_changed=gone is not None, num_removed=len(gone or ())
+            )
+
+        return self._submit(delete)
+
+    def _namespace_result(self, namespace: str, **values: Any) -> NamespaceResult:
+        return NamespaceResult(
+            namespace=namespace,
+            bank_version=self.versions[namespace],
+            **({"num_removed": 0} | values),
         )
 
     def drain(self, *, timeout_s: float) -> bool:

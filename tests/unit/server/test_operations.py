@@ -149,6 +149,8 @@ async def test_openapi_lists_the_bare_routes(openapi: dict[str, Any]) -> None:
         "/documents",
         "/documents/{document_id}",
         "/namespaces",
+        "/namespaces/{namespace}",
+        "/namespaces/{namespace}/export",
         "/ask",
         "/healthz",
         "/readyz",
