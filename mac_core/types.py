@@ -196,6 +196,38 @@ class Fingerprint:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SnapshotNamespace:
+    """One namespace as a snapshot has it."""
+
+    namespace: str
+    version: int  # the one that it was copied at
+    num_documents: int
+    num_bytes: int  # of records
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SnapshotInfo:
+    """What a snapshot holds, as its manifest says."""
+
+    name: str
+    format_version: int
+    created_at: float  # seconds since the epoch
+    store: str  # kind of the store that it was taken of
+    fingerprints: tuple[Fingerprint, ...]  # of the records: one, unless re-indexing was under way
+    namespaces: tuple[SnapshotNamespace, ...]
+    left_out: tuple[tuple[str, str], ...]  # (namespace, id) of records that were corrupt already
+    num_bytes: int  # of all files
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RestoreResult:
+    """What a restore has put in place."""
+
+    bank_versions: Mapping[str, int]  # by namespace
+    num_documents: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EngineStatus:
     """The engine's health, readable from any thread."""
 

@@ -16,6 +16,7 @@ from uuid import uuid4
 from redis.commands.core import Script
 
 from mac_core.errors import InvalidInput, StoreError
+from mac_core.memory import redis_restoring
 from mac_core.memory.cursors import decode_cursor, encode_cursor
 from mac_core.memory.record_format import encode_record
 from mac_core.memory.records import DocumentRecord, last_of_each_id, metadata_matches
@@ -35,16 +36,22 @@ from mac_core.memory.redis_keys import (
     SCHEMA_VERSION,
     NamespaceKeys,
 )
-from mac_core.memory.redis_reading import read_namespaces, read_page, read_rows, read_stamps
+from mac_core.memory.redis_reading import (
+    read_infos,
+    read_namespaces,
+    read_page,
+    read_rows,
+    read_stamps,
+)
 from mac_core.memory.redis_rows import (
-    NAMESPACE_FIELDS,
     arguments_of,
     info_of,
-    namespace_info_of,
     record_of,
 )
 from mac_core.memory.redis_scripts import CREATE, DELETE, DROP, PUT, REGISTER
+from mac_core.memory.restoring import NamespaceContent
 from mac_core.memory.shared import NOTHING, Head, LastWrite
+from mac_core.memory.sources import RedisSource
 from mac_core.memory.store import DocumentStamp
 from mac_core.types import DocumentInfo, DocumentPage, Fingerprint, MetadataValue, NamespaceInfo
 
@@ -198,18 +205,28 @@ class RedisStore:
             version, gone = self._write(self._drop, namespace, [])
         return (int(gone[0]) if gone else None), version
 
+    def restore(
+        self, contents: Sequence[NamespaceContent], *, is_replacing: bool = False
+    ) -> dict[str, int]:
+        if self._fingerprint is None:
+            raise StoreError("the store was opened without a fingerprint: it is read-only")
+        with self._translating("be written"):
+            for content in contents:
+                self._announce(content.namespace)
+            return redis_restoring.restore(
+                self._client,
+                contents,
+                fingerprint=self._fingerprint,
+                is_replacing=is_replacing,
+                max_changes=self._max_changes,
+            )
+
+    def source(self) -> RedisSource:
+        return RedisSource(self._client, name=self._name, availability=self._availability)
+
     def namespaces(self) -> Sequence[NamespaceInfo]:
         with self._translating("be read"):
-            names = read_namespaces(self._client)
-            with self._client.pipeline(transaction=False) as questions:
-                for name in names:
-                    keys = NamespaceKeys.of(name)
-                    questions.hmget(keys.meta, NAMESPACE_FIELDS)
-                    questions.zcard(keys.order)
-                answers = questions.execute()
-        found = zip(names, answers[::2], answers[1::2], strict=True)
-        infos = [namespace_info_of(name, meta, size) for name, meta, size in found]
-        return [info for info in infos if info is not None]
+            return read_infos(self._client)
 
     def version(self, namespace: str) -> int:
         with self._translating("be read"):

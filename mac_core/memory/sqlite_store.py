@@ -12,11 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from mac_core.errors import InvalidInput, StoreError
-from mac_core.memory import sqlite_namespaces
+from mac_core.memory import sqlite_namespaces, sqlite_restoring
 from mac_core.memory.cursors import decode_cursor, encode_cursor
 from mac_core.memory.directory_lock import DirectoryLock
 from mac_core.memory.record_format import encode_record
 from mac_core.memory.records import DocumentRecord, canonical_json, last_of_each_id
+from mac_core.memory.restoring import NamespaceContent, version_after
+from mac_core.memory.sources import SqliteSource
 from mac_core.memory.sqlite_rows import (
     INFO,
     INSERT,
@@ -30,6 +32,7 @@ from mac_core.memory.sqlite_schema import open_database
 from mac_core.memory.store import DocumentStamp
 from mac_core.types import DocumentInfo, DocumentPage, Fingerprint, MetadataValue, NamespaceInfo
 
+READ_ONLY = "the store was opened without a fingerprint: it is read-only"
 DATABASE = "bank.sqlite3"
 SCAN_ROWS = 16  # documents in memory at once while scanning; each is about 0.1 MB a chunk
 
@@ -64,7 +67,7 @@ class SqliteStore:
 
     def put(self, namespace: str, records: Sequence[DocumentRecord]) -> int:
         if self._fingerprint is None:
-            raise StoreError("the store was opened without a fingerprint: it is read-only")
+            raise StoreError(READ_ONLY)
         if any(record.namespace != namespace for record in records):
             raise ValueError(f"a record of another namespace was put into {namespace!r}")
         latest = last_of_each_id(records)
@@ -167,6 +170,32 @@ class SqliteStore:
             version = self._next_version(namespace)
             sqlite_namespaces.note_deleted(self._connection, namespace)
             return gone.rowcount, version
+
+    def restore(
+        self, contents: Sequence[NamespaceContent], *, is_replacing: bool = False
+    ) -> dict[str, int]:
+        if self._fingerprint is None:
+            raise StoreError(READ_ONLY)
+        versions: dict[str, int] = {}
+        with self._writing():
+            for content in contents:
+                namespace = content.namespace
+                before = sqlite_restoring.clear(
+                    self._connection, namespace, is_replacing=is_replacing
+                )
+                version = versions[namespace] = version_after(before, content.version)
+                sqlite_restoring.set_version(self._connection, namespace, version)
+                for record in content.records:
+                    header, payload = encode_record(record, self._fingerprint)
+                    created_at = record.created_at
+                    self._connection.execute(
+                        INSERT,
+                        row_of(record, header, payload, version=version, created_at=created_at),
+                    )
+        return versions
+
+    def source(self) -> SqliteSource:
+        return SqliteSource(self._path)
 
     def namespaces(self) -> Sequence[NamespaceInfo]:
         with self._translating("be read"):

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
+from mac_core.memory.copying import Source
 from mac_core.memory.records import DocumentRecord
+from mac_core.memory.restoring import NamespaceContent
 from mac_core.types import DocumentInfo, DocumentPage, MetadataValue, NamespaceInfo
 
 
@@ -95,6 +97,26 @@ class Store(Protocol):
 
         The first write to its name makes it again, behind the same versions.
         """
+        ...
+
+    def restore(
+        self, contents: Sequence[NamespaceContent], *, is_replacing: bool = False
+    ) -> dict[str, int]:
+        """Make each namespace hold exactly what `contents` says; its new version by name.
+
+        One write for all of them. The version is behind those of both histories; other namespaces
+        stay as they are.
+
+        Args:
+            is_replacing: a namespace may hold documents, which go.
+
+        Raises:
+            NamespaceNotEmpty: one holds documents, and they are not to be replaced.
+        """
+        ...
+
+    def source(self) -> Source:
+        """A reader of the records as they lie there; any thread may use it. Close it."""
         ...
 
     def namespaces(self) -> Sequence[NamespaceInfo]:
