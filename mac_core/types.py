@@ -243,6 +243,7 @@ class EngineStatus:
     store: str = "unknown"  # its kind
     store_state: Literal["unknown", "open", "away"] = "unknown"  # away: asks go on from the bank
     lag_versions: int = 0  # what the bank lacks of what others wrote, when last heard
+    num_corrupt: int = 0  # records that were met and left out since the start
     lag_s: float = 0.0  # for how long the bank has not been known to equal the store
 
 

@@ -26,7 +26,7 @@ from mac_core.types import (
     Question,
     RemoveResult,
 )
-from server.dependencies import EngineFacade
+from server.dependencies import EngineFacade, SnapshotsFacade
 
 log = structlog.stdlib.get_logger("server.deferred")
 
@@ -117,6 +117,10 @@ class DeferredEngine:
 
     def delete_namespace(self, namespace: str) -> Future[NamespaceResult]:
         return self._built().delete_namespace(namespace)
+
+    @property
+    def snapshots(self) -> SnapshotsFacade:
+        return self._built().snapshots
 
     def drain(self, *, timeout_s: float) -> bool:
         with self._lock:

@@ -25,6 +25,8 @@ from mac_core.types import (
     NamespaceResult,
     Question,
     RemoveResult,
+    RestoreResult,
+    SnapshotInfo,
 )
 from server.problems import Refused
 from server.settings import Settings
@@ -32,11 +34,30 @@ from server.settings import Settings
 T = TypeVar("T")
 
 
+class SnapshotsFacade(Protocol):
+    """The snapshots of an engine, in one directory. Any thread."""
+
+    def create(self, name: str | None) -> Future[SnapshotInfo]: ...
+
+    def list(self) -> Future[list[SnapshotInfo]]: ...
+
+    def verify(self, name: str) -> Future[SnapshotInfo]: ...
+
+    def delete(self, name: str) -> Future[None]: ...
+
+    def restore(
+        self, name: str, *, namespaces: Sequence[str] | None, is_replacing: bool
+    ) -> Future[RestoreResult]: ...
+
+
 class EngineFacade(Protocol):
     """The part of `mac_core.engine.Engine` that HTTP uses. Any thread.
 
     A protocol, so that neither a route nor its test imports torch.
     """
+
+    @property
+    def snapshots(self) -> SnapshotsFacade: ...
 
     def start(self) -> None: ...
 

@@ -239,6 +239,7 @@ class Readiness(BaseModel):
     )
     lag_versions: int = Field(description="what the bank lacks of other servers' writes")
     lag_s: float = Field(description="for how long the bank has not been known to equal the store")
+    corrupt_records: int = Field(description="met and left out since the start")
     queued_questions: int
     queued_documents: int
     last_step_age_s: float | None

@@ -15,6 +15,7 @@ from mac_core.config import EngineConfig, to_dict
 from mac_core.engine.ports import AnsweringModel, SilentObserver
 from mac_core.engine.scheduler import Scheduler
 from mac_core.engine.serving import Clocks, Serving
+from mac_core.engine.snapshots import Snapshots
 from mac_core.engine.thread import STOPPED, EngineThread
 from mac_core.engine.tickets import (
     DocumentsTicket,
@@ -61,6 +62,7 @@ class Engine:
         bundle: Path,
         store_directory: Path,
         store_url: str | None = None,
+        snapshot_directory: Path | None = None,
         config: EngineConfig,
         observer: EngineObserver | None = None,
         load: Callable[[], AnsweringModel] | None = None,
@@ -70,6 +72,7 @@ class Engine:
         """
         Args:
             store_url: as `mac_core.memory.opening` reads it; None: SQLite in `store_directory`.
+            snapshot_directory: None: `snapshots` in `store_directory`.
             load: gives the model; by default it is read from `bundle`. Engine thread.
             open_store: gives the store; by default that of `store_url`. Engine thread.
         """
@@ -92,6 +95,11 @@ class Engine:
             or (lambda fingerprint: opening.open_store(url, fingerprint=fingerprint)),
             make_serving=self._make_serving,
             num_threads=config.num_threads,
+        )
+        self.snapshots = Snapshots(
+            snapshot_directory or store_directory / "snapshots",
+            read=self._submit_read,
+            write=self._submit_write,
         )
         self._ran_out_of_time = False
 
@@ -149,6 +157,7 @@ class Engine:
             queued_questions=self._scheduler.count_questions(),
             queued_documents=self._scheduler.count_documents(),
             last_step_age_s=self._last_step_age_s(),
+            num_corrupt=0 if serving is None else serving.mirror.num_corrupt,
             **self._store_status(serving),
         )
 

@@ -60,18 +60,18 @@ class Serving:
         self._scheduler = scheduler
         self._observer = observer
         self._clocks = clocks
-        self._mirror = self._make_mirror()
+        self.mirror = self._make_mirror()
         self._ingest = Ingest(
             model=model,
             store=store,
             bank=self.bank,
-            mirror=self._mirror,
+            mirror=self.mirror,
             config=config,
             observer=observer,
             clock=clocks.monotonic,
             now=clocks.now,
         )
-        self.namespaces = Namespaces(store=store, mirror=self._mirror, observer=observer)
+        self.namespaces = Namespaces(store=store, mirror=self.mirror, observer=observer)
         self._asking = Asking(
             model=model,
             bank=self.bank,
@@ -92,7 +92,7 @@ class Serving:
         Raises:
             StoreError: a stored record cannot be used by this model.
         """
-        self._mirror.load()
+        self.mirror.load()
         modulation = self.model.amortize([WARM_UP])[0]
         request = AnswerRequest(
             question=WARM_UP,
@@ -133,7 +133,9 @@ class Serving:
 
     def _make_mirror(self) -> Mirror:
         if not isinstance(self.store, SharedStore):
-            return Mirror(model=self.model, store=self.store, bank=self.bank)
+            return Mirror(
+                model=self.model, store=self.store, bank=self.bank, observer=self._observer
+            )
         mirror = SharedMirror(
             model=self.model, store=self.store, bank=self.bank, observer=self._observer
         )

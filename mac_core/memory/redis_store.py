@@ -8,14 +8,14 @@ broken, the write raises, and Redis has it whole or not at all; sending it again
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 from uuid import uuid4
 
 from redis.commands.core import Script
 
-from mac_core.errors import InvalidInput, StoreError
+from mac_core.errors import CorruptRecord, InvalidInput, StoreError
 from mac_core.memory import redis_restoring
 from mac_core.memory.cursors import decode_cursor, encode_cursor
 from mac_core.memory.record_format import encode_record
@@ -158,14 +158,21 @@ class RedisStore:
             stamps = read_stamps(self._client, NamespaceKeys.of(namespace), ids)
         return {name: stamp.to_document_stamp() for name, stamp in stamps.items()}
 
-    def scan(self, namespace: str) -> Iterator[DocumentRecord]:
+    def scan(
+        self, namespace: str, *, skip: Callable[[CorruptRecord], None] | None = None
+    ) -> Iterator[DocumentRecord]:
         keys = NamespaceKeys.of(namespace)
         after: int | None = 0
         while after is not None:
             with self._translating("be read"):
                 rows, after = read_page(self._client, keys, after=after, limit=SCAN_ROWS)
             for row in rows:
-                yield record_of(namespace, row, self._fingerprint)
+                try:
+                    yield record_of(namespace, row, self._fingerprint)
+                except CorruptRecord as error:
+                    if skip is None:
+                        raise
+                    skip(error)
 
     def list(
         self,

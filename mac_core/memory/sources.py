@@ -91,8 +91,11 @@ class SqliteSource:
 class RedisSource:
     """What is listed at one moment, fetched; and again what was written before it was fetched."""
 
-    def __init__(self, client: Redis, *, name: str, availability: Availability) -> None:
-        """`name`: of the server, without its password."""
+    def __init__(
+        self, client: Redis, *, name: str, availability: Availability, owns_client: bool = False
+    ) -> None:
+        """`name`: of the server, without its password; `owns_client`: closed with the source."""
+        self._owns_client = owns_client
         self._client = client
         self._name = name
         self._availability = availability
@@ -124,7 +127,8 @@ class RedisSource:
         raise StoreError(f"namespace {namespace!r} of {self._name} is written faster than read")
 
     def close(self) -> None:
-        """The client is its owner's."""
+        if self._owns_client:
+            self._client.close()
 
     def _translating(self) -> AbstractContextManager[None]:
         # Never around `keep`: a full disk is not an absent Redis.

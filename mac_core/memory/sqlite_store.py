@@ -6,12 +6,12 @@ Durable before return: `synchronous=FULL` syncs the log at every commit.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from mac_core.errors import InvalidInput, StoreError
+from mac_core.errors import CorruptRecord, InvalidInput, StoreError
 from mac_core.memory import sqlite_namespaces, sqlite_restoring
 from mac_core.memory.cursors import decode_cursor, encode_cursor
 from mac_core.memory.directory_lock import DirectoryLock
@@ -118,7 +118,9 @@ class SqliteStore:
             found.update((row[0], DocumentStamp(*row[1:])) for row in rows)
         return found
 
-    def scan(self, namespace: str) -> Iterator[DocumentRecord]:
+    def scan(
+        self, namespace: str, *, skip: Callable[[CorruptRecord], None] | None = None
+    ) -> Iterator[DocumentRecord]:
         position = 0
         # Page by page, so that no statement stays open while the caller writes.
         while rows := self._query(
@@ -127,7 +129,12 @@ class SqliteStore:
             (namespace, position, SCAN_ROWS),
         ):
             for row in rows:
-                yield record_of(namespace, row, self._fingerprint)
+                try:
+                    yield record_of(namespace, row, self._fingerprint)
+                except CorruptRecord as error:
+                    if skip is None:
+                        raise
+                    skip(error)
             position = rows[-1][0]
 
     def list(

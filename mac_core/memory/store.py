@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
+from mac_core.errors import CorruptRecord
 from mac_core.memory.copying import Source
 from mac_core.memory.records import DocumentRecord
 from mac_core.memory.restoring import NamespaceContent
@@ -69,8 +70,14 @@ class Store(Protocol):
         """Stamps of those of `ids` that are there."""
         ...
 
-    def scan(self, namespace: str) -> Iterator[DocumentRecord]:
-        """Every document in order of writing; writes in between are allowed."""
+    def scan(
+        self, namespace: str, *, skip: Callable[[CorruptRecord], None] | None = None
+    ) -> Iterator[DocumentRecord]:
+        """Every document in order of writing; writes in between are allowed.
+
+        Args:
+            skip: told of each corrupt record, which is left out; None: it raises.
+        """
         ...
 
     def list(

@@ -25,6 +25,8 @@ from mac_core.errors import (
     InvalidInput,
     NotReady,
     QuestionTooLong,
+    SnapshotExists,
+    SnapshotNotFound,
 )
 from mac_core.types import (
     DEFAULT_NAMESPACE,
@@ -34,11 +36,15 @@ from mac_core.types import (
     DocumentPage,
     DocumentResult,
     EngineStatus,
+    Fingerprint,
     MetadataValue,
     NamespaceInfo,
     NamespaceResult,
     Question,
     RemoveResult,
+    RestoreResult,
+    SnapshotInfo,
+    SnapshotNamespace,
     Source,
     Span,
     Timings,
@@ -53,6 +59,84 @@ BINARY = re.compile("[\x00-\x08\x0e-\x1f\x7f]")
 MAX_QUESTION_TOKENS = 64
 NOW = 1_790_000_000.0
 CONFIDENCE = 0.5  # of every answer
+
+
+class FakeSnapshots:
+    """Snapshots that copy the fake engine's documents; `failure` is set on the next future."""
+
+    def __init__(self, engine: FakeEngine) -> None:
+        self._engine = engine
+        self.taken: dict[str, SnapshotInfo] = {}
+        self.failure: Exception | None = None
+        self.restored: list[tuple[str, Sequence[str] | None, bool]] = []
+
+    def create(self, name: str | None) -> Future[SnapshotInfo]:
+        def create() -> SnapshotInfo:
+            if name in self.taken:
+                raise SnapshotExists(f"there is a snapshot {name!r}")
+            made = self._info(name or "now")
+            self.taken[made.name] = made
+            return made
+
+        return self._submit(create)
+
+    def list(self) -> Future[list[SnapshotInfo]]:
+        return self._submit(lambda: list(self.taken.values()))
+
+    def verify(self, name: str) -> Future[SnapshotInfo]:
+        return self._submit(lambda: self._find(name))
+
+    def delete(self, name: str) -> Future[None]:
+        def delete() -> None:
+            del self.taken[self._find(name).name]
+
+        return self._submit(delete)
+
+    def restore(
+        self, name: str, *, namespaces: Sequence[str] | None, is_replacing: bool
+    ) -> Future[RestoreResult]:
+        def restore() -> RestoreResult:
+            found = self._find(name)
+            self.restored.append((name, namespaces, is_replacing))
+            versions = {n.namespace: n.version + 1 for n in found.namespaces}
+            count = sum(n.num_documents for n in found.namespaces)
+            return RestoreResult(bank_versions=versions, num_documents=count)
+
+        return self._submit(restore)
+
+    def _find(self, name: str) -> SnapshotInfo:
+        if name not in self.taken:
+            raise SnapshotNotFound(f"snapshot {name!r}: none")
+        return self.taken[name]
+
+    def _info(self, name: str) -> SnapshotInfo:
+        namespaces = tuple(
+            SnapshotNamespace(
+                namespace=namespace,
+                version=self._engine.bank_version(namespace),
+                num_documents=len(bank),
+                num_bytes=100 * len(bank),
+            )
+            for namespace, bank in self._engine.documents.items()
+        )
+        return SnapshotInfo(
+            name=name,
+            format_version=1,
+            created_at=NOW,
+            store="sqlite",
+            fingerprints=(Fingerprint(amortization_hash="a" * 64, base_lm_hash="b" * 64),),
+            namespaces=namespaces,
+            left_out=(("default", "bad"),),
+            num_bytes=1234,
+        )
+
+    def _submit(self, work: Callable[[], T]) -> Future[T]:
+        def run() -> T:
+            if self.failure is not None:
+                raise self.failure
+            return work()
+
+        return self._engine._submit(run)
 
 
 class FakeEngine:
@@ -71,6 +155,7 @@ class FakeEngine:
         self.asked = threading.Event()
         self.cancelled = threading.Event()
         self.was_closed = False
+        self.snapshots = FakeSnapshots(self)
         self._worker = ThreadPoolExecutor(max_workers=1)
 
     def start(self) -> None: ...
