@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from mac_core.engine.newer import newer_first, num_candidates
 from mac_core.engine.ports import AnsweringModel
 from mac_core.memory.bank import BankEntry, BankView, MemoryBank, Selected
 from mac_core.networks.model import AnswerRequest
@@ -66,16 +67,18 @@ class Selecting:
             return []
         top_k = self._config.top_k if question.top_k is None else question.top_k
         is_text = question.mode == "text"
-        return self._bank.select(
+        top_k = self._config.text_top_k if is_text else top_k
+        selected = self._bank.select(
             view,
             query=query,
             text=question.text,
-            top_k=self._config.text_top_k if is_text else top_k,
+            top_k=num_candidates(top_k, most=self._config.num_candidates),
             filter=question.filter,
             as_of=question.as_of,
             now=now,
             mode="bm25" if is_text else "fused",
         )
+        return newer_first(selected, top_k=top_k)
 
     def _request(
         self,
