@@ -48,6 +48,14 @@ class DocumentExists(MacError):
         self.document_id = document_id
 
 
+class NamespaceNotFound(MacError):
+    """No namespace with this name; it was never made, or was deleted."""
+
+    def __init__(self, *, namespace: str) -> None:
+        super().__init__(f"no namespace {namespace!r}")
+        self.namespace = namespace
+
+
 class Overloaded(MacError):
     """A lane's queue is full; try again after `retry_after_s`."""
 
@@ -98,3 +106,39 @@ class CheckpointError(MacError):
 
 class EngineFailed(MacError):
     """A batch failed inside the engine; the request itself was not at fault."""
+
+
+class SnapshotError(MacError):
+    """A snapshot cannot be used as it is asked for; nothing was changed."""
+
+
+class SnapshotNotFound(SnapshotError):
+    """No snapshot of this name."""
+
+
+class SnapshotExists(SnapshotError):
+    """The name is taken."""
+
+
+class CorruptSnapshot(SnapshotError):
+    """A file of the snapshot is missing, too short, or fails its checksum."""
+
+
+class SnapshotTooNew(SnapshotError):
+    """A newer version of this program wrote it."""
+
+
+class ForeignSnapshot(SnapshotError):
+    """Its modulations were made by another amortization network or base LM."""
+
+
+class NamespaceNotEmpty(SnapshotError):
+    """A namespace to be restored holds documents, and replacing them was not asked for."""
+
+    def __init__(self, *, namespace: str, num_documents: int) -> None:
+        super().__init__(
+            f"namespace {namespace!r} holds {num_documents} documents: nothing was restored; "
+            "say that they are to be replaced"
+        )
+        self.namespace = namespace
+        self.num_documents = num_documents

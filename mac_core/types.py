@@ -88,6 +88,18 @@ class NamespaceInfo:
     num_chunks: int
     num_bytes: int  # stored bytes of records
     bank_version: int
+    created_at: float | None = None  # seconds since the epoch; None: the store does not know
+    updated_at: float | None = None  # of the last write
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NamespaceResult:
+    """What became of a namespace that was to be created or deleted."""
+
+    namespace: str
+    has_changed: bool  # False: it was there already, or was not there to delete
+    num_removed: int  # documents that went with it
+    bank_version: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -184,6 +196,38 @@ class Fingerprint:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SnapshotNamespace:
+    """One namespace as a snapshot has it."""
+
+    namespace: str
+    version: int  # the one that it was copied at
+    num_documents: int
+    num_bytes: int  # of records
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SnapshotInfo:
+    """What a snapshot holds, as its manifest says."""
+
+    name: str
+    format_version: int
+    created_at: float  # seconds since the epoch
+    store: str  # kind of the store that it was taken of
+    fingerprints: tuple[Fingerprint, ...]  # of the records: one, unless re-indexing was under way
+    namespaces: tuple[SnapshotNamespace, ...]
+    left_out: tuple[tuple[str, str], ...]  # (namespace, id) of records that were corrupt already
+    num_bytes: int  # of all files
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RestoreResult:
+    """What a restore has put in place."""
+
+    bank_versions: Mapping[str, int]  # by namespace
+    num_documents: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EngineStatus:
     """The engine's health, readable from any thread."""
 
@@ -199,6 +243,7 @@ class EngineStatus:
     store: str = "unknown"  # its kind
     store_state: Literal["unknown", "open", "away"] = "unknown"  # away: asks go on from the bank
     lag_versions: int = 0  # what the bank lacks of what others wrote, when last heard
+    num_corrupt: int = 0  # records that were met and left out since the start
     lag_s: float = 0.0  # for how long the bank has not been known to equal the store
 
 

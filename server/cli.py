@@ -21,6 +21,7 @@ ATTACHED = {  # command -> where its typer app is
     "evaluate": "mac_core.evaluation.cli:app",
     "bench": "server.bench:app",
     "bank": "server.bank:app",
+    "snapshot": "server.snapshot:app",
 }
 
 
@@ -194,6 +195,11 @@ def evaluate() -> None:
 @app.command()
 def bank() -> None:
     """Maintain the bank of a stopped server."""
+
+
+@app.command()
+def snapshot() -> None:
+    """Take, list, verify and restore snapshots of the bank."""
 
 
 @app.command()

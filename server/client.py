@@ -132,6 +132,17 @@ class Client:
         answer: Payload = response.json()
         return answer
 
+    def request(self, method: str, path: str, payload: Payload | None = None) -> Payload:
+        """One call without a second attempt. Raises ServerRefused."""
+        try:
+            response = self._http.request(method, path, json=payload)
+        except httpx.HTTPError as error:
+            raise ServerRefused(f"{self._http.base_url} does not answer: {error}") from error
+        if response.is_error:
+            raise ServerRefused(_reason(response))
+        answer: Payload = response.json()
+        return answer
+
     def add(self, batch: Sequence[SourceDocument], namespace: str, report: IngestReport) -> None:
         """Send one batch; every document of it ends in `report`.
 

@@ -22,10 +22,11 @@ from mac_core.types import (
     EngineStatus,
     MetadataValue,
     NamespaceInfo,
+    NamespaceResult,
     Question,
     RemoveResult,
 )
-from server.dependencies import EngineFacade
+from server.dependencies import EngineFacade, SnapshotsFacade
 
 log = structlog.stdlib.get_logger("server.deferred")
 
@@ -110,6 +111,16 @@ class DeferredEngine:
 
     def list_namespaces(self) -> Future[list[NamespaceInfo]]:
         return self._built().list_namespaces()
+
+    def create_namespace(self, namespace: str) -> Future[NamespaceResult]:
+        return self._built().create_namespace(namespace)
+
+    def delete_namespace(self, namespace: str) -> Future[NamespaceResult]:
+        return self._built().delete_namespace(namespace)
+
+    @property
+    def snapshots(self) -> SnapshotsFacade:
+        return self._built().snapshots
 
     def drain(self, *, timeout_s: float) -> bool:
         with self._lock:

@@ -22,8 +22,11 @@ from mac_core.types import (
     EngineStatus,
     MetadataValue,
     NamespaceInfo,
+    NamespaceResult,
     Question,
     RemoveResult,
+    RestoreResult,
+    SnapshotInfo,
 )
 from server.problems import Refused
 from server.settings import Settings
@@ -31,11 +34,30 @@ from server.settings import Settings
 T = TypeVar("T")
 
 
+class SnapshotsFacade(Protocol):
+    """The snapshots of an engine, in one directory. Any thread."""
+
+    def create(self, name: str | None) -> Future[SnapshotInfo]: ...
+
+    def list(self) -> Future[list[SnapshotInfo]]: ...
+
+    def verify(self, name: str) -> Future[SnapshotInfo]: ...
+
+    def delete(self, name: str) -> Future[None]: ...
+
+    def restore(
+        self, name: str, *, namespaces: Sequence[str] | None, is_replacing: bool
+    ) -> Future[RestoreResult]: ...
+
+
 class EngineFacade(Protocol):
     """The part of `mac_core.engine.Engine` that HTTP uses. Any thread.
 
     A protocol, so that neither a route nor its test imports torch.
     """
+
+    @property
+    def snapshots(self) -> SnapshotsFacade: ...
 
     def start(self) -> None: ...
 
@@ -64,6 +86,10 @@ class EngineFacade(Protocol):
     ) -> Future[DocumentPage]: ...
 
     def list_namespaces(self) -> Future[list[NamespaceInfo]]: ...
+
+    def create_namespace(self, namespace: str) -> Future[NamespaceResult]: ...
+
+    def delete_namespace(self, namespace: str) -> Future[NamespaceResult]: ...
 
     def drain(self, *, timeout_s: float) -> bool: ...
 

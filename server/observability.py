@@ -126,6 +126,11 @@ class _EngineGauges(Collector):
                 ("mac_questions_waiting", "Questions queued.", status.queued_questions),
                 ("mac_documents_waiting", "Documents queued.", status.queued_documents),
                 (
+                    "mac_corrupt_records",
+                    "Records that were met and left out since the start.",
+                    status.num_corrupt,
+                ),
+                (
                     "mac_store_up",
                     "1 when the store answered last time.",
                     float(status.store_state == "open"),

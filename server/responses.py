@@ -13,7 +13,6 @@ from mac_core.types import (
     DocumentResult,
     MetadataValue,
     Mode,
-    NamespaceInfo,
 )
 from server.problems import classify
 
@@ -23,7 +22,7 @@ NOTHING_NOTE = "no answer: no document was used, and the base LM alone is not as
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
-def _moment(seconds: float | None) -> datetime | None:
+def moment(seconds: float | None) -> datetime | None:
     # Addition, because fromtimestamp refuses what some platforms' time_t cannot hold.
     return None if seconds is None else _EPOCH + timedelta(seconds=seconds)
 
@@ -96,10 +95,10 @@ class DocumentSummary(BaseModel):
                 "title": info.title,
                 "chunks": info.num_chunks,
                 "tokens": info.num_tokens,
-                "created_at": _moment(info.created_at),
-                "updated_at": _moment(info.updated_at),
-                "published_at": _moment(info.published_at),
-                "expires_at": _moment(info.expires_at),
+                "created_at": moment(info.created_at),
+                "updated_at": moment(info.updated_at),
+                "published_at": moment(info.published_at),
+                "expires_at": moment(info.expires_at),
                 "bank_version": info.version,
                 "metadata": dict(info.metadata),
                 "text": info.text,  # read by DocumentDetail only
@@ -126,32 +125,6 @@ class DocumentRemoved(BaseModel):
     id: str
     removed: Literal[True] = True
     bank_version: int
-
-
-class NamespaceSummary(BaseModel):
-    """Size and version of one namespace's bank."""
-
-    namespace: str
-    documents: int
-    chunks: int
-    bytes: int
-    bank_version: int
-
-    @classmethod
-    def of(cls, info: NamespaceInfo) -> Self:
-        return cls(
-            namespace=info.namespace,
-            documents=info.num_documents,
-            chunks=info.num_chunks,
-            bytes=info.num_bytes,
-            bank_version=info.bank_version,
-        )
-
-
-class NamespaceList(BaseModel):
-    """Every namespace that holds or held a document."""
-
-    namespaces: list[NamespaceSummary]
 
 
 class SourceSpan(BaseModel):
@@ -266,6 +239,7 @@ class Readiness(BaseModel):
     )
     lag_versions: int = Field(description="what the bank lacks of other servers' writes")
     lag_s: float = Field(description="for how long the bank has not been known to equal the store")
+    corrupt_records: int = Field(description="met and left out since the start")
     queued_questions: int
     queued_documents: int
     last_step_age_s: float | None

@@ -47,6 +47,7 @@ def _build(settings: Settings, metrics: Metrics) -> EngineFacade:
         bundle=bundle_path(settings.bundle),
         store_directory=settings.data_dir,
         store_url=settings.store_url,
+        snapshot_directory=settings.snapshot_dir,
         config=settings.engine_config(),
         observer=metrics,
     )

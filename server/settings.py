@@ -42,6 +42,7 @@ class Settings(BaseSettings):
     port: int = Field(default=8000, ge=0, le=65535)  # 0: any free port, printed when ready
     data_dir: Path = Path("data")
     store_url: str | None = Field(default=None, repr=False)  # None: SQLite in data_dir
+    snapshot_dir: Path | None = None  # None: `snapshots` in data_dir
     bundle: str = "mini"  # a shipped bundle's name or a directory
     device: str = _ENGINE.device
     precision: Precision = _ENGINE.precision  # of matrix products

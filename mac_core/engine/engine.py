@@ -15,8 +15,15 @@ from mac_core.config import EngineConfig, to_dict
 from mac_core.engine.ports import AnsweringModel, SilentObserver
 from mac_core.engine.scheduler import Scheduler
 from mac_core.engine.serving import Clocks, Serving
+from mac_core.engine.snapshots import Snapshots
 from mac_core.engine.thread import STOPPED, EngineThread
-from mac_core.engine.tickets import DocumentsTicket, QuestionTicket, ReadTicket, RemovalTicket
+from mac_core.engine.tickets import (
+    DocumentsTicket,
+    QuestionTicket,
+    ReadTicket,
+    RemovalTicket,
+    WriteTicket,
+)
 from mac_core.errors import NotReady
 from mac_core.memory import opening
 from mac_core.memory.shared import SharedStore
@@ -33,6 +40,7 @@ from mac_core.types import (
     Fingerprint,
     MetadataValue,
     NamespaceInfo,
+    NamespaceResult,
     Question,
     RemoveResult,
 )
@@ -54,6 +62,7 @@ class Engine:
         bundle: Path,
         store_directory: Path,
         store_url: str | None = None,
+        snapshot_directory: Path | None = None,
         config: EngineConfig,
         observer: EngineObserver | None = None,
         load: Callable[[], AnsweringModel] | None = None,
@@ -63,6 +72,7 @@ class Engine:
         """
         Args:
             store_url: as `mac_core.memory.opening` reads it; None: SQLite in `store_directory`.
+            snapshot_directory: None: `snapshots` in `store_directory`.
             load: gives the model; by default it is read from `bundle`. Engine thread.
             open_store: gives the store; by default that of `store_url`. Engine thread.
         """
@@ -85,6 +95,11 @@ class Engine:
             or (lambda fingerprint: opening.open_store(url, fingerprint=fingerprint)),
             make_serving=self._make_serving,
             num_threads=config.num_threads,
+        )
+        self.snapshots = Snapshots(
+            snapshot_directory or store_directory / "snapshots",
+            read=self._submit_read,
+            write=self._submit_write,
         )
         self._ran_out_of_time = False
 
@@ -142,6 +157,7 @@ class Engine:
             queued_questions=self._scheduler.count_questions(),
             queued_documents=self._scheduler.count_documents(),
             last_step_age_s=self._last_step_age_s(),
+            num_corrupt=0 if serving is None else serving.mirror.num_corrupt,
             **self._store_status(serving),
         )
 
@@ -229,19 +245,35 @@ class Engine:
         return self._submit_read(read)
 
     def list_namespaces(self) -> Future[list[NamespaceInfo]]:
-        """Every namespace ever written to, by name."""
+        """Every namespace that is there, by name."""
         return self._submit_read(lambda serving: list(serving.store.namespaces()))
 
-    def _submit_read(self, read: Callable[[Serving], T]) -> Future[T]:
-        def run() -> T:
-            serving = self._thread.serving
-            if serving is None:
-                raise NotReady("the engine is starting")
-            return read(serving)
+    def create_namespace(self, namespace: str) -> Future[NamespaceResult]:
+        """Make an empty namespace, in order with what was written before."""
+        return self._submit_write(lambda serving: serving.namespaces.create(namespace))
 
-        ticket = ReadTicket[T](read=run, submitted_at=self._clocks.monotonic())
+    def delete_namespace(self, namespace: str) -> Future[NamespaceResult]:
+        """Forget a namespace with all that was written to it before."""
+        return self._submit_write(lambda serving: serving.namespaces.delete(namespace))
+
+    def _submit_write(self, write: Callable[[Serving], T]) -> Future[T]:
+        ticket = WriteTicket[T](
+            write=lambda: write(self._serving()), submitted_at=self._clocks.monotonic()
+        )
+        self._scheduler.submit_removal(ticket)
+        return ticket.future
+
+    def _submit_read(self, read: Callable[[Serving], T]) -> Future[T]:
+        ticket = ReadTicket[T](
+            read=lambda: read(self._serving()), submitted_at=self._clocks.monotonic()
+        )
         self._scheduler.submit_read(ticket)
         return ticket.future
+
+    def _serving(self) -> Serving:
+        if self._thread.serving is None:
+            raise NotReady("the engine is starting")
+        return self._thread.serving
 
     def _make_serving(self, model: AnsweringModel, store: Store) -> Serving:
         return Serving(

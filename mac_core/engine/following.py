@@ -138,7 +138,8 @@ class Follower:
     def _note(self, delta: Delta) -> None:
         self._is_in_step = False
         self._lag_versions = max(0, delta.head.version - delta.after.version)
-        if delta.is_reload or delta.head.version < delta.after.version:
+        is_other_history = delta.is_reload and not delta.is_drop
+        if is_other_history or delta.head.version < delta.after.version:
             logger.error("the store's history is not the one that was followed: reading it anew")
 
     def _failed(self, error: Exception) -> None:

@@ -12,13 +12,14 @@ from mac_core.engine.tickets import (
     ReadTicket,
     RemovalTicket,
     Ticket,
+    WriteTicket,
 )
 from mac_core.errors import Overloaded
 
 MIN_RETRY_AFTER_S, MAX_RETRY_AFTER_S = 1.0, 60.0
 PACE_WEIGHT = 0.2  # of the newest batch in the running mean of seconds per item
 
-DocumentWork = DocumentItem | RemovalTicket
+DocumentWork = DocumentItem | RemovalTicket | WriteTicket[Any]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,6 +30,7 @@ class Turn:
     questions: tuple[QuestionTicket, ...] = ()
     documents: tuple[DocumentItem, ...] = ()  # of one namespace
     removal: RemovalTicket | None = None
+    write: WriteTicket[Any] | None = None
     continues_ingest: bool = False
 
 

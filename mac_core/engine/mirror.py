@@ -5,18 +5,21 @@ Knows who wrote: this process, whose documents are at hand, or another, whose ar
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
 from mac_core.engine.ports import AnsweringModel
-from mac_core.errors import StoreError
+from mac_core.errors import CorruptRecord, StoreError
 from mac_core.memory.bank import MemoryBank
 from mac_core.memory.records import DocumentRecord
 from mac_core.memory.shared import NOTHING, ChangeFeed, Delta, FetchedRecord, Head, SharedStore
 from mac_core.memory.store import Store
 from mac_core.networks.aggregation import AggregationKeys
 from mac_core.types import EngineObserver
+
+logger = logging.getLogger(__name__)
 
 Keys = Sequence[AggregationKeys]  # of one document, by chunk
 OnEngine = Callable[[Callable[[], bool]], object]
@@ -28,24 +31,39 @@ MAX_ROUNDS = 4  # of looking again at what was written meanwhile
 class Mirror:
     """The only writer of the bank, for a store that only this process writes to. Engine thread."""
 
-    def __init__(self, *, model: AnsweringModel, store: Store, bank: MemoryBank) -> None:
+    def __init__(
+        self, *, model: AnsweringModel, store: Store, bank: MemoryBank, observer: EngineObserver
+    ) -> None:
         self._model = model
+        self._observer = observer
+        self.num_corrupt = 0  # records that were met and left out since the start
         self._store = store
         self._bank = bank
         self.next_expiry = float("inf")  # seconds since the epoch
 
     def load(self) -> None:
-        """Read every namespace of the store into the bank.
+        """Read every namespace of the store into the bank; a corrupt record is left out.
 
         Raises:
-            StoreError: a record cannot be read; ForeignRecord names the way out.
+            StoreError: the store cannot be read; ForeignRecord names the way out.
         """
         for info in self._store.namespaces():
-            records = list(self._store.scan(info.namespace))
-            version = self._store.version(info.namespace)
-            keys = [self.keys_of(record) for record in records]
-            self._bank.apply(info.namespace, version, (), records, keys)
+            self.reload(info.namespace)
+
+    def reload(self, namespace: str) -> None:
+        """Read one namespace anew, in place of what the bank has of it. Raises as `load`."""
+        records = list(self._store.scan(namespace, skip=self.note_corrupt))
+        version = self._store.version(namespace)
+        keys = [self.keys_of(record) for record in records]
+        held = {entry.document_id for entry in self._bank.view(namespace).entries}
+        self._bank.apply(namespace, version, list(held), records, keys)
         self.find_next_expiry()
+
+    def note_corrupt(self, error: CorruptRecord) -> None:
+        """Go on without a record. Ids are not logged: `mac bank verify` says which one it is."""
+        self.num_corrupt += 1
+        self._observer.count_store_error("corrupt")
+        logger.error("a record is corrupt and left out: `mac bank verify` names it")
 
     def wrote(
         self,
@@ -58,6 +76,11 @@ class Mirror:
         """Publish what this process has just made durable; `keys` by record."""
         self._bank.apply(namespace, version, removed_ids, records, keys)
         self._expect_expiry(records)
+
+    def dropped(self, namespace: str, version: int) -> None:
+        """Publish that this process has just deleted a namespace."""
+        entries = self._bank.view(namespace).entries
+        self.wrote(namespace, version, list({entry.document_id for entry in entries}), (), ())
 
     def keys_of(self, record: DocumentRecord) -> list[AggregationKeys]:
         return [self._model.aggregation_keys(part.stored.unpack()) for part in record.chunks]
@@ -98,9 +121,8 @@ class SharedMirror(Mirror):
         bank: MemoryBank,
         observer: EngineObserver,
     ) -> None:
-        super().__init__(model=model, store=store, bank=bank)
+        super().__init__(model=model, store=store, bank=bank, observer=observer)
         self._shared = store
-        self._observer = observer
         self._heads: dict[str, Head] = {}
         self._marks: dict[str, dict[str, str]] = {}
 
@@ -117,6 +139,10 @@ class SharedMirror(Mirror):
     def load(self) -> None:
         for namespace in self._shared.feed.heads():
             self._catch_up(namespace)
+
+    def reload(self, namespace: str) -> None:
+        """As every other change: by following the stream."""
+        self._catch_up(namespace)
 
     def wrote(
         self,
@@ -148,13 +174,17 @@ class SharedMirror(Mirror):
             self._observer.count_store_error("follow")
 
     def stage(self, fetched: Sequence[FetchedRecord], staged: dict[str, Staged]) -> None:
-        """Make tensors of what came over the wire.
+        """Make tensors of what came over the wire; a corrupt record is left out.
 
         Raises:
-            StoreError: a record cannot be used; CorruptRecord or ForeignRecord says why.
+            StoreError: a record cannot be used; ForeignRecord says why.
         """
         for item in fetched:
-            record = item.decode()
+            try:
+                record = item.decode()
+            except CorruptRecord as error:
+                self.note_corrupt(error)
+                continue
             staged[item.id] = Staged(
                 version=item.version, mark=item.mark, record=record, keys=self.keys_of(record)
             )

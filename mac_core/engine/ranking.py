@@ -17,22 +17,19 @@ from mac_core.memory.bank import Selected
 from mac_core.networks.values import QuestionEncoding
 
 
-def rank(
-    candidates: Sequence[Selected], late: Tensor, *, late_scale: float, top_k: int
-) -> list[Selected]:
-    """The `top_k` best candidates (0: all), best first; equal scores keep their order.
+def rank(candidates: Sequence[Selected], late: Tensor, *, late_scale: float) -> list[Selected]:
+    """The candidates with late interaction added, best first; equal scores keep their order.
 
     Args:
         late: `(candidates,)`, late interaction of the question with each.
     """
     scores = torch.tensor([chosen.score for chosen in candidates]) + late_scale * late
     order = scores.sort(descending=True, stable=True).indices
-    kept = order[:top_k] if top_k else order
-    priors = scores[kept].log_softmax(dim=0).tolist()
+    priors = scores[order].log_softmax(dim=0).tolist()
     return [
         replace(candidates[place], score=score, log_prior=prior, late=match)
         for place, score, prior, match in zip(
-            kept.tolist(), scores[kept].tolist(), priors, late[kept].tolist(), strict=True
+            order.tolist(), scores[order].tolist(), priors, late[order].tolist(), strict=True
         )
     ]
 

@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import replace
-from itertools import islice
 from pathlib import Path
 
 from mac_core.engine.offline import amortize_chunks, cut_document
 from mac_core.engine.ports import AnsweringModel
-from mac_core.memory.opening import open_store
+from mac_core.errors import CorruptRecord
+from mac_core.memory.copying import RawRecord
+from mac_core.memory.opening import open_source, open_store
+from mac_core.memory.record_format import check_record
 from mac_core.memory.records import DocumentRecord
+from mac_core.memory.store import Store
+from mac_core.types import Fingerprint
 
 DOCUMENTS_AT_ONCE = 64
+
+Advance = Callable[[int], None]
+Begin = Callable[[int], None]
+
+
+def nothing(amount: int) -> None:
+    """For whoever shows no progress."""
 
 
 def reindex(
@@ -20,38 +32,77 @@ def reindex(
     model: AnsweringModel,
     *,
     batch_size: int = 16,
-    advance: Callable[[int], None] = lambda amount: None,
+    begin: Begin = nothing,
+    advance: Advance = nothing,
 ) -> int:
-    """Re-learn every document in place, in the order of writing; returns how many.
+    """Re-learn in place every document that other networks have made; returns how many.
 
-    Each transaction leaves a readable store: a run that was cut short is run again.
+    In the order of writing, which stays. Each transaction leaves a readable store, and a run that
+    was cut short goes on where it was: what it had done is the present networks' own. A corrupt
+    record has no text to learn and stays as it is.
+
+    Args:
+        begin: told how many documents there are to do.
+        advance: told how many more are done.
 
     Raises:
-        StoreError: the directory is in use by a server, or a record cannot be read.
+        StoreError: the directory is in use by a server, or the store cannot be read or written.
     """
-    texts = _without_chunks(store_url)
-    store = open_store(store_url, fingerprint=model.fingerprint)
-    try:
-        for namespace, records in texts.items():
-            rest = iter(records)
-            while part := list(islice(rest, DOCUMENTS_AT_ONCE)):
-                store.put(namespace, [_learned(model, record, batch_size) for record in part])
+    # Held open as long as this runs, so that no server begins on it in the middle.
+    with closing(open_store(store_url, fingerprint=model.fingerprint)) as store:
+        foreign = _foreign(store_url, model.fingerprint)
+        begin(sum(map(len, foreign.values())))
+        count = 0
+        for namespace, ids in foreign.items():
+            for start in range(0, len(ids), DOCUMENTS_AT_ONCE):
+                part = ids[start : start + DOCUMENTS_AT_ONCE]
+                records = _without_chunks(store, namespace, part)
+                store.put(namespace, [_learned(model, record, batch_size) for record in records])
+                count += len(records)
                 advance(len(part))
-    finally:
-        store.close()
-    return sum(map(len, texts.values()))
+    return count
 
 
-def _without_chunks(store_url: str) -> dict[str, list[DocumentRecord]]:
-    """Every document by namespace, whoever made its modulations; those are left behind."""
-    store = open_store(store_url, fingerprint=None)
-    try:
-        return {
-            info.namespace: [replace(record, chunks=()) for record in store.scan(info.namespace)]
-            for info in store.namespaces()
-        }
-    finally:
-        store.close()
+def _foreign(store_url: str, fingerprint: Fingerprint) -> dict[str, Sequence[str]]:
+    """Ids in order of writing, by namespace, of the documents that other networks have made."""
+    found: dict[str, Sequence[str]] = {}
+    with closing(open_source(store_url)) as source:
+        for info in source.namespaces():
+            made_by: dict[str, Fingerprint | None] = {}
+
+            def keep(record: RawRecord, made_by: dict[str, Fingerprint | None] = made_by) -> None:
+                try:
+                    made_by[record.id] = check_record(record.header, record.payload)
+                except CorruptRecord:
+                    made_by[record.id] = None
+
+            ids = source.copy(info.namespace, keep).ids
+            found[info.namespace] = [n for n in ids if made_by[n] not in (None, fingerprint)]
+    return found
+
+
+def _without_chunks(store: Store, namespace: str, ids: Sequence[str]) -> list[DocumentRecord]:
+    """Those of `ids` that are still there; what other networks made of them is left behind."""
+    stamps = store.hashes(namespace, ids)
+    infos = [info for name in stamps if (info := store.info(namespace, name)) is not None]
+    records = [
+        DocumentRecord(
+            id=info.id,
+            namespace=namespace,
+            title=info.title,
+            text=info.text or "",
+            metadata=info.metadata,
+            published_at=info.published_at,
+            expires_at=info.expires_at,
+            created_at=info.created_at,
+            updated_at=info.updated_at,
+            content_hash=stamps[info.id].content_hash,
+            num_tokens=info.num_tokens,
+            chunks=(),
+        )
+        for info in infos
+    ]
+    return sorted(records, key=lambda record: ids.index(record.id))
 
 
 def _learned(model: AnsweringModel, record: DocumentRecord, batch_size: int) -> DocumentRecord:
@@ -68,14 +119,16 @@ def reindex_with_bundle(
     bundle: Path,
     *,
     device: str = "cpu",
-    advance: Callable[[int], None] = lambda amount: None,
+    begin: Begin = nothing,
+    advance: Advance = nothing,
 ) -> int:
     """As `reindex`, with the model of a bundle.
 
     Raises:
         CheckpointError: the bundle is not whole.
-        StoreError: the directory is in use by a server, or a record cannot be read.
+        StoreError: as `reindex`.
     """
     from mac_core.networks.build import load_bundle  # here: torch is for the work alone
 
-    return reindex(store_url, load_bundle(bundle, device=device), advance=advance)
+    model = load_bundle(bundle, device=device)
+    return reindex(store_url, model, begin=begin, advance=advance)

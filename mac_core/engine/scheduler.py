@@ -18,6 +18,7 @@ from mac_core.engine.tickets import (
     ReadTicket,
     RemovalTicket,
     Ticket,
+    WriteTicket,
 )
 from mac_core.errors import InvalidInput, NotReady
 
@@ -89,7 +90,7 @@ class Scheduler:
             self.documents.items.extend(DocumentItem(ticket, i) for i in range(amount))
             self._admit(ticket)
 
-    def submit_removal(self, ticket: RemovalTicket) -> None:
+    def submit_removal(self, ticket: RemovalTicket | WriteTicket[Any]) -> None:
         """Queue behind the documents that came before. Raises as `submit_question`."""
         with self._changed:
             self._check_open()
@@ -233,16 +234,16 @@ class Scheduler:
         return self._next_documents()
 
     def _next_documents(self) -> Turn | None:
-        """A removal, or neighbouring documents of one namespace."""
+        """A removal, another write, or neighbouring documents of one namespace."""
         taken: list[DocumentItem] = []
         items = self.documents.items
         while items and len(taken) < self._max_batch_documents:
             item = items[0]
-            if isinstance(item, RemovalTicket):
+            if not isinstance(item, DocumentItem):
                 if taken:
                     break
                 items.popleft()
-                return Turn(removal=item)
+                return Turn(write=item) if isinstance(item, WriteTicket) else Turn(removal=item)
             if taken and item.ticket.namespace != taken[0].ticket.namespace:
                 break
             taken.append(item)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
+from mac_core.engine.newer import newer_first, num_candidates
 from mac_core.engine.ports import AnsweringModel
 from mac_core.engine.ranking import late_scores, rank
 from mac_core.memory.bank import BankEntry, BankView, MemoryBank, Selected
@@ -71,22 +72,25 @@ class Selecting:
         if question.mode == "none" or not view.entries:
             return []
         top_k = config.top_k if question.top_k is None else question.top_k
+        top_k = config.text_top_k if asked is None else top_k
         ranks_again = asked is not None and config.late_scale > 0
-        wanted = max(top_k, config.num_candidates) if ranks_again and top_k else top_k
+        wanted = num_candidates(top_k, most=config.num_candidates)
+        if ranks_again and top_k:
+            wanted = max(top_k, config.num_candidates)
         candidates = self._bank.select(
             view,
             query=torch.zeros(config.d_key) if asked is None else asked.selection_query[0],
             text=question.text,
-            top_k=config.text_top_k if asked is None else wanted,
+            top_k=wanted,
             filter=question.filter,
             as_of=question.as_of,
             now=now,
             mode="bm25" if asked is None else "fused",
         )
-        if asked is None or not ranks_again or not candidates:
-            return candidates
-        late = late_scores(self._model, asked, candidates)
-        return rank(candidates, late, late_scale=config.late_scale, top_k=top_k)
+        if asked is not None and ranks_again and candidates:
+            late = late_scores(self._model, asked, candidates)
+            candidates = rank(candidates, late, late_scale=config.late_scale)
+        return newer_first(candidates, top_k=top_k)
 
     def _request(
         self,

@@ -13,10 +13,12 @@ from mac_core.engine.following import Follower
 from mac_core.engine.ingest import Ingest
 from mac_core.engine.intake import as_store_error
 from mac_core.engine.lanes import Turn
+from mac_core.engine.learning import engine_failed
 from mac_core.engine.mirror import Mirror, SharedMirror
+from mac_core.engine.namespaces import Namespaces
 from mac_core.engine.ports import AnsweringModel
 from mac_core.engine.scheduler import Scheduler
-from mac_core.engine.tickets import ReadTicket
+from mac_core.engine.tickets import ReadTicket, WriteTicket
 from mac_core.errors import DocumentNotFound, StoreError
 from mac_core.memory.bank import MemoryBank
 from mac_core.memory.shared import SharedStore
@@ -58,17 +60,18 @@ class Serving:
         self._scheduler = scheduler
         self._observer = observer
         self._clocks = clocks
-        self._mirror = self._make_mirror()
+        self.mirror = self._make_mirror()
         self._ingest = Ingest(
             model=model,
             store=store,
             bank=self.bank,
-            mirror=self._mirror,
+            mirror=self.mirror,
             config=config,
             observer=observer,
             clock=clocks.monotonic,
             now=clocks.now,
         )
+        self.namespaces = Namespaces(store=store, mirror=self.mirror, observer=observer)
         self._asking = Asking(
             model=model,
             bank=self.bank,
@@ -89,7 +92,7 @@ class Serving:
         Raises:
             StoreError: a stored record cannot be used by this model.
         """
-        self._mirror.load()
+        self.mirror.load()
         modulation = self.model.amortize([WARM_UP])[0]
         request = AnswerRequest(
             question=WARM_UP,
@@ -130,7 +133,9 @@ class Serving:
 
     def _make_mirror(self) -> Mirror:
         if not isinstance(self.store, SharedStore):
-            return Mirror(model=self.model, store=self.store, bank=self.bank)
+            return Mirror(
+                model=self.model, store=self.store, bank=self.bank, observer=self._observer
+            )
         mirror = SharedMirror(
             model=self.model, store=self.store, bank=self.bank, observer=self._observer
         )
@@ -167,6 +172,9 @@ class Serving:
         elif turn.removal is not None:
             self._ingest.remove(turn.removal)
             self._scheduler.unpark()
+        elif turn.write is not None:
+            self._write(turn.write)
+            self._scheduler.unpark()
         elif turn.documents:
             self._ingesting = self._ingest.add(turn.documents)
             self._ingesting_documents, self._ingesting_s = len(turn.documents), 0.0
@@ -184,6 +192,14 @@ class Serving:
                 num_items=self._ingesting_documents, seconds=self._ingesting_s
             )
         self._scheduler.unpark()
+
+    def _write(self, ticket: WriteTicket[Any]) -> None:
+        if ticket.is_cancelled:
+            return
+        try:
+            ticket.resolve(ticket.write())
+        except Exception as error:
+            ticket.fail(engine_failed(error, doing="a write"))
 
     def _read(self, ticket: ReadTicket[Any]) -> None:
         if ticket.is_cancelled:

@@ -122,6 +122,13 @@ class RemovalTicket(Ticket[RemoveResult]):
 
 
 @dataclass(kw_only=True, eq=False)
+class WriteTicket(Ticket[T]):
+    """A write that is no list of documents, in order with those: of a namespace as a whole."""
+
+    write: Callable[[], T]
+
+
+@dataclass(kw_only=True, eq=False)
 class ReadTicket(Ticket[T]):
     """A quick reading of the store, on the engine thread because the store is its own."""
 

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from mac_core.evaluation.command_conflicts import conflicts
 from mac_core.evaluation.command_locality import locality
 from mac_core.evaluation.command_retention import retention
 from mac_core.evaluation.command_unanswerable import unanswerable
@@ -151,6 +152,7 @@ def transfer(
 app.command()(retention)
 app.command()(locality)
 app.command()(unanswerable)
+app.command()(conflicts)
 
 
 def _ask_everything(

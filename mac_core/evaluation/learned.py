@@ -87,7 +87,7 @@ def _record(document: Document, chunks: tuple[StoredChunk, ...]) -> DocumentReco
         title=document.title,
         text=document.text,
         metadata={DOCUMENT_KEY: str(document.id)},
-        published_at=None,
+        published_at=document.published_at,
         expires_at=None,
         created_at=0.0,  # no time passes in an evaluation
         updated_at=0.0,

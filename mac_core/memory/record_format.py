@@ -96,6 +96,20 @@ def decode_record(
         raise CorruptRecord(f"{name}: {error}") from error
 
 
+def check_record(header: str, payload: bytes, *, name: str = "the record") -> Fingerprint:
+    """Verify both checksums without reading a tensor; which networks made it.
+
+    Raises: as `decode_record`, but for ForeignRecord.
+    """
+    parsed = _checked_header(header, name)
+    if hashlib.sha256(payload).hexdigest() != parsed.get("payload_sha256"):
+        raise CorruptRecord(f"{name}: its {len(payload)} bytes of payload fail their checksum")
+    return Fingerprint(
+        amortization_hash=str(parsed.get("amortization_hash")),
+        base_lm_hash=str(parsed.get("base_lm_hash")),
+    )
+
+
 def _decode_chunk(
     index: int, span: tuple[int, int, int], text: str, tensors: Mapping[str, Tensor]
 ) -> StoredChunk:

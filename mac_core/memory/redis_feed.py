@@ -80,7 +80,12 @@ class RedisFeed:
                 return self._compare(namespace, after, known())
         written: dict[str, int] = {}
         removed: dict[str, None] = {}
+        is_drop = False
         for version, fields in changes[1:]:
+            if b"restore" in fields:  # too much for an entry
+                return self._compare(namespace, after, known())
+            if b"drop" in fields:
+                written, removed, is_drop = {}, {}, True
             for name in json.loads(fields.get(b"put", b"[]")):
                 written.pop(name, None)
                 written[name] = version
@@ -94,6 +99,8 @@ class RedisFeed:
             head=Head(version, fields[b"mark"].decode()),
             removed_ids=tuple(removed),
             written=written,
+            is_reload=is_drop,
+            is_drop=is_drop,
         )
 
     def fetch(self, namespace: str, ids: Sequence[str]) -> list[FetchedRecord]:

@@ -8,9 +8,10 @@ from typing import Any, TypeVar
 from redis import Redis
 
 from mac_core.memory.redis_keys import NAMESPACES, NamespaceKeys
-from mac_core.memory.redis_rows import Row, Stamp
+from mac_core.memory.redis_rows import NAMESPACE_FIELDS, Row, Stamp, namespace_info_of
 from mac_core.memory.redis_scripts import FIELDS, STAMPS
 from mac_core.memory.shared import NOTHING, Head
+from mac_core.types import NamespaceInfo
 
 T = TypeVar("T")
 
@@ -79,6 +80,20 @@ def read_namespaces(client: Redis) -> list[str]:
     """By name; those whose first write never came are among them."""
     names: Any = client.smembers(NAMESPACES)
     return sorted(name.decode() for name in names)
+
+
+def read_infos(client: Redis) -> list[NamespaceInfo]:
+    """Of the namespaces that are there, by name."""
+    names = read_namespaces(client)
+    with client.pipeline(transaction=False) as questions:
+        for name in names:
+            keys = NamespaceKeys.of(name)
+            questions.hmget(keys.meta, NAMESPACE_FIELDS)
+            questions.zcard(keys.order)
+        answers = questions.execute()
+    found = zip(names, answers[::2], answers[1::2], strict=True)
+    infos = [namespace_info_of(name, meta, size) for name, meta, size in found]
+    return [info for info in infos if info is not None]
 
 
 def parts(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Self
 
@@ -10,7 +11,9 @@ from mac_core.errors import CorruptRecord, InvalidInput
 from mac_core.memory.record_format import decode_record
 from mac_core.memory.records import DocumentRecord
 from mac_core.memory.store import DocumentStamp
-from mac_core.types import DocumentInfo, Fingerprint
+from mac_core.types import DocumentInfo, Fingerprint, NamespaceInfo
+
+NAMESPACE_FIELDS = ("version", "chunks", "bytes", "created_at", "updated_at", "deleted_at")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,6 +135,24 @@ def info_of(namespace: str, row: Row) -> DocumentInfo:
         )
     except (ValueError, KeyError, TypeError) as error:
         raise CorruptRecord(f"{_name(namespace, row.id)}: its header is not whole") from error
+
+
+def namespace_info_of(
+    namespace: str, fields: Sequence[bytes | None], num_documents: int
+) -> NamespaceInfo | None:
+    """From `NAMESPACE_FIELDS` of its meta hash; None: never written, or deleted."""
+    version, chunks, num_bytes, created_at, updated_at, deleted_at = fields
+    if version is None or deleted_at is not None:
+        return None
+    return NamespaceInfo(
+        namespace=namespace,
+        num_documents=num_documents,
+        num_chunks=int(chunks or 0),
+        num_bytes=int(num_bytes or 0),
+        bank_version=int(version),
+        created_at=None if created_at is None else float(created_at),
+        updated_at=None if updated_at is None else float(updated_at),
+    )
 
 
 def _name(namespace: str, document_id: str) -> str:

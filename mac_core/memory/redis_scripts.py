@@ -31,8 +31,16 @@ local function sizes(stamp)
   return string.match(stamp, '^%S+ %S+ %S+ (%S+) (%S+) %S+ (%S+) ')
 end
 
+local function now()
+  local time = redis.call('TIME')
+  return time[1] .. '.' .. string.format('%06d', time[2])
+end
+
 local function finish(removed)
-  redis.call('HSET', META, 'version', version, 'mark', mark)
+  local at = now()
+  redis.call('HSETNX', META, 'created_at', at)
+  redis.call('HSET', META, 'version', version, 'mark', mark, 'updated_at', at)
+  redis.call('HDEL', META, 'deleted_at')
   local result = cmsgpack.pack({mark, version, before, removed})
   redis.call('SET', WRITER, result, 'EX', writer_s)
   return {version, before, removed}
@@ -108,6 +116,35 @@ end
 redis.call('HINCRBY', META, 'chunks', string.format('%.0f', chunks))
 redis.call('HINCRBY', META, 'bytes', string.format('%.0f', bytes))
 return finish(removed)
+"""
+)
+
+# ARGV: mark, max_changes, writer_s. As "removed" something when there was something to do.
+CREATE = (
+    _BEGIN
+    + """
+if meta[1] and redis.call('HEXISTS', META, 'deleted_at') == 0 then return {meta[1], before, {}} end
+redis.call('XADD', CHANGES, 'MAXLEN', '~', max_changes, version .. '-0',
+           'mark', mark, 'create', '1')
+return finish({'1'})
+"""
+)
+
+# ARGV: mark, max_changes, writer_s. As "removed" the number of documents that went. Version,
+# position and stream stay: the name's next write goes on from them.
+DROP = (
+    _BEGIN
+    + """
+if not meta[1] or redis.call('HEXISTS', META, 'deleted_at') == 1 then
+  return {meta[1] or '0', before, {}}
+end
+redis.call('XADD', CHANGES, 'MAXLEN', '~', max_changes, version .. '-0', 'mark', mark, 'drop', '1')
+local count = string.format('%.0f', redis.call('ZCARD', ORDER))
+redis.call('UNLINK', ORDER, STAMPS, HEADERS, PAYLOADS, EXPIRY)
+local result = finish({count})
+redis.call('HSET', META, 'chunks', '0', 'bytes', '0', 'deleted_at', now())
+redis.call('HDEL', META, 'created_at')
+return result
 """
 )
 

@@ -8,14 +8,15 @@ broken, the write raises, and Redis has it whole or not at all; sending it again
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 from uuid import uuid4
 
 from redis.commands.core import Script
 
-from mac_core.errors import InvalidInput, StoreError
+from mac_core.errors import CorruptRecord, InvalidInput, StoreError
+from mac_core.memory import redis_restoring
 from mac_core.memory.cursors import decode_cursor, encode_cursor
 from mac_core.memory.record_format import encode_record
 from mac_core.memory.records import DocumentRecord, last_of_each_id, metadata_matches
@@ -35,10 +36,22 @@ from mac_core.memory.redis_keys import (
     SCHEMA_VERSION,
     NamespaceKeys,
 )
-from mac_core.memory.redis_reading import read_namespaces, read_page, read_rows, read_stamps
-from mac_core.memory.redis_rows import arguments_of, info_of, record_of
-from mac_core.memory.redis_scripts import DELETE, PUT, REGISTER
+from mac_core.memory.redis_reading import (
+    read_infos,
+    read_namespaces,
+    read_page,
+    read_rows,
+    read_stamps,
+)
+from mac_core.memory.redis_rows import (
+    arguments_of,
+    info_of,
+    record_of,
+)
+from mac_core.memory.redis_scripts import CREATE, DELETE, DROP, PUT, REGISTER
+from mac_core.memory.restoring import NamespaceContent
 from mac_core.memory.shared import NOTHING, Head, LastWrite
+from mac_core.memory.sources import RedisSource
 from mac_core.memory.store import DocumentStamp
 from mac_core.types import DocumentInfo, DocumentPage, Fingerprint, MetadataValue, NamespaceInfo
 
@@ -73,6 +86,8 @@ class RedisStore:
         self._client = connect(url)
         self._put = self._client.register_script(PUT)
         self._delete = self._client.register_script(DELETE)
+        self._create = self._client.register_script(CREATE)
+        self._drop = self._client.register_script(DROP)
         self._register = self._client.register_script(REGISTER)
         self._feed = RedisFeed(
             self._client, name=self._name, fingerprint=fingerprint, availability=self._availability
@@ -119,8 +134,7 @@ class RedisStore:
         ]
         change = json.dumps([record.id for record in latest])
         with self._translating("be written"):
-            # First, so that no document can be in a namespace that nobody knows of.
-            self._register(keys=[NAMESPACES, ANNOUNCEMENTS], args=[namespace.encode()])
+            self._announce(namespace)
             return self._write(self._put, namespace, [change, *arguments])[0]
 
     def delete(
@@ -144,14 +158,21 @@ class RedisStore:
             stamps = read_stamps(self._client, NamespaceKeys.of(namespace), ids)
         return {name: stamp.to_document_stamp() for name, stamp in stamps.items()}
 
-    def scan(self, namespace: str) -> Iterator[DocumentRecord]:
+    def scan(
+        self, namespace: str, *, skip: Callable[[CorruptRecord], None] | None = None
+    ) -> Iterator[DocumentRecord]:
         keys = NamespaceKeys.of(namespace)
         after: int | None = 0
         while after is not None:
             with self._translating("be read"):
                 rows, after = read_page(self._client, keys, after=after, limit=SCAN_ROWS)
             for row in rows:
-                yield record_of(namespace, row, self._fingerprint)
+                try:
+                    yield record_of(namespace, row, self._fingerprint)
+                except CorruptRecord as error:
+                    if skip is None:
+                        raise
+                    skip(error)
 
     def list(
         self,
@@ -180,26 +201,39 @@ class RedisStore:
             next_cursor=encode_cursor(page[-1][1]) if len(found) > limit else None,
         )
 
+    def create_namespace(self, namespace: str) -> tuple[bool, int]:
+        with self._translating("be written"):
+            self._announce(namespace)
+            version, made = self._write(self._create, namespace, [])
+        return bool(made), version
+
+    def drop_namespace(self, namespace: str) -> tuple[int | None, int]:
+        with self._translating("be written"):
+            version, gone = self._write(self._drop, namespace, [])
+        return (int(gone[0]) if gone else None), version
+
+    def restore(
+        self, contents: Sequence[NamespaceContent], *, is_replacing: bool = False
+    ) -> dict[str, int]:
+        if self._fingerprint is None:
+            raise StoreError("the store was opened without a fingerprint: it is read-only")
+        with self._translating("be written"):
+            for content in contents:
+                self._announce(content.namespace)
+            return redis_restoring.restore(
+                self._client,
+                contents,
+                fingerprint=self._fingerprint,
+                is_replacing=is_replacing,
+                max_changes=self._max_changes,
+            )
+
+    def source(self) -> RedisSource:
+        return RedisSource(self._client, name=self._name, availability=self._availability)
+
     def namespaces(self) -> Sequence[NamespaceInfo]:
         with self._translating("be read"):
-            names = read_namespaces(self._client)
-            with self._client.pipeline(transaction=False) as questions:
-                for name in names:
-                    keys = NamespaceKeys.of(name)
-                    questions.hmget(keys.meta, ["version", "chunks", "bytes"])
-                    questions.zcard(keys.order)
-                answers = questions.execute()
-        return [
-            NamespaceInfo(
-                namespace=name,
-                num_documents=num_documents,
-                num_chunks=int(meta[1] or 0),
-                num_bytes=int(meta[2] or 0),
-                bank_version=int(meta[0]),
-            )
-            for name, meta, num_documents in zip(names, answers[::2], answers[1::2], strict=True)
-            if meta[0] is not None
-        ]
+            return read_infos(self._client)
 
     def version(self, namespace: str) -> int:
         with self._translating("be read"):
@@ -223,10 +257,14 @@ class RedisStore:
         self._is_closed = True
         self._client.close()
 
+    def _announce(self, namespace: str) -> None:
+        # Before the write, so that no document can be in a namespace that nobody knows of.
+        self._register(keys=[NAMESPACES, ANNOUNCEMENTS], args=[namespace.encode()])
+
     def _write(
         self, script: Script, namespace: str, arguments: Sequence[bytes | str]
     ) -> tuple[int, tuple[str, ...]]:
-        """Run one of the two writing scripts: the version after it, and the removed ids."""
+        """Run one of the writing scripts: the version after it, and what it removed."""
         keys = NamespaceKeys.of(namespace)
         mark = uuid4().hex
         version, before, removed = script(
@@ -236,7 +274,7 @@ class RedisStore:
             ],
             args=[mark, self._max_changes, WRITER_S, *arguments],
         )
-        if removed or script is self._put:  # a delete that found nothing wrote nothing
+        if removed or script is self._put:  # the others wrote nothing when they found nothing
             self._last_write = LastWrite(Head(int(version), mark), before.decode())
         return int(version), tuple(name.decode() for name in removed)
 

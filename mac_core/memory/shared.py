@@ -49,6 +49,7 @@ class Delta:
     removed_ids: tuple[str, ...]
     written: Mapping[str, int]  # id: version that wrote it last; in order of writing
     is_reload: bool = False  # everything held before is void
+    is_drop: bool = False  # because the namespace was deleted, and nothing is wrong
 
 
 class ChangeFeed(Protocol):

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from mac_core.memory.record_format import decode_record
 from mac_core.memory.records import DocumentRecord, canonical_json
+from mac_core.memory.sqlite_schema import metadata_of
 from mac_core.types import DocumentInfo, Fingerprint
 
 MAX_IDS_PER_STATEMENT = 500
@@ -47,7 +47,7 @@ def record_of(
 def info_of(namespace: str, row: Sequence[Any]) -> DocumentInfo:
     values = dict(zip(INFO.split(", "), row, strict=True))
     del values["position"]
-    values["metadata"] = json.loads(values["metadata"])
+    values["metadata"] = metadata_of(values["metadata"])
     return DocumentInfo(namespace=namespace, **values)
 
 

@@ -7,7 +7,9 @@ import sqlite3
 from pathlib import Path
 
 from mac_core.errors import StoreError
+from mac_core.memory import sqlite_namespaces
 from mac_core.memory.records import metadata_matches
+from mac_core.types import MetadataValue
 
 SCHEMA_VERSION = 1
 BUSY_TIMEOUT_MS = 5_000
@@ -50,6 +52,8 @@ def open_database(path: Path) -> sqlite3.Connection:
     """
     connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
     try:
+        # A flipped bit must reach the record's checksum instead of stopping the reading of a page.
+        connection.text_factory = readable
         connection.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT_MS}")
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = FULL")
@@ -77,8 +81,23 @@ def _prepare(connection: sqlite3.Connection, path: Path) -> None:
             f"{path} was written by a newer version (schema {found}); "
             f"this one reads up to {SCHEMA_VERSION}"
         )
+    sqlite_namespaces.prepare(connection)
+
+
+def readable(text: bytes) -> str:
+    """As UTF-8, whatever the disk has made of it."""
+    return text.decode("utf-8", "replace")
+
+
+def metadata_of(column: str) -> dict[str, MetadataValue]:
+    """Empty when the column was damaged: a list goes on over it. The record has its own copy."""
+    try:
+        found = json.loads(column)
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _metadata_matches(metadata: str, wanted: str) -> bool:
     """The bank's own rule, on JSON texts: one meaning of a filter everywhere."""
-    return metadata_matches(json.loads(metadata), json.loads(wanted))
+    return metadata_matches(metadata_of(metadata), json.loads(wanted))

@@ -6,16 +6,19 @@ Durable before return: `synchronous=FULL` syncs the log at every commit.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from mac_core.errors import InvalidInput, StoreError
+from mac_core.errors import CorruptRecord, InvalidInput, StoreError
+from mac_core.memory import sqlite_namespaces, sqlite_restoring
 from mac_core.memory.cursors import decode_cursor, encode_cursor
 from mac_core.memory.directory_lock import DirectoryLock
 from mac_core.memory.record_format import encode_record
 from mac_core.memory.records import DocumentRecord, canonical_json, last_of_each_id
+from mac_core.memory.restoring import NamespaceContent, version_after
+from mac_core.memory.sources import SqliteSource
 from mac_core.memory.sqlite_rows import (
     INFO,
     INSERT,
@@ -29,6 +32,7 @@ from mac_core.memory.sqlite_schema import open_database
 from mac_core.memory.store import DocumentStamp
 from mac_core.types import DocumentInfo, DocumentPage, Fingerprint, MetadataValue, NamespaceInfo
 
+READ_ONLY = "the store was opened without a fingerprint: it is read-only"
 DATABASE = "bank.sqlite3"
 SCAN_ROWS = 16  # documents in memory at once while scanning; each is about 0.1 MB a chunk
 
@@ -63,7 +67,7 @@ class SqliteStore:
 
     def put(self, namespace: str, records: Sequence[DocumentRecord]) -> int:
         if self._fingerprint is None:
-            raise StoreError("the store was opened without a fingerprint: it is read-only")
+            raise StoreError(READ_ONLY)
         if any(record.namespace != namespace for record in records):
             raise ValueError(f"a record of another namespace was put into {namespace!r}")
         latest = last_of_each_id(records)
@@ -114,7 +118,9 @@ class SqliteStore:
             found.update((row[0], DocumentStamp(*row[1:])) for row in rows)
         return found
 
-    def scan(self, namespace: str) -> Iterator[DocumentRecord]:
+    def scan(
+        self, namespace: str, *, skip: Callable[[CorruptRecord], None] | None = None
+    ) -> Iterator[DocumentRecord]:
         position = 0
         # Page by page, so that no statement stays open while the caller writes.
         while rows := self._query(
@@ -123,7 +129,12 @@ class SqliteStore:
             (namespace, position, SCAN_ROWS),
         ):
             for row in rows:
-                yield record_of(namespace, row, self._fingerprint)
+                try:
+                    yield record_of(namespace, row, self._fingerprint)
+                except CorruptRecord as error:
+                    if skip is None:
+                        raise
+                    skip(error)
             position = rows[-1][0]
 
     def list(
@@ -150,15 +161,52 @@ class SqliteStore:
             next_cursor=encode_cursor(page[-1][0]) if len(rows) > limit else None,
         )
 
+    def create_namespace(self, namespace: str) -> tuple[bool, int]:
+        with self._writing():
+            if sqlite_namespaces.is_there(self._connection, namespace):
+                return False, self._version(namespace)
+            return True, self._next_version(namespace)
+
+    def drop_namespace(self, namespace: str) -> tuple[int | None, int]:
+        with self._writing():
+            if not sqlite_namespaces.is_there(self._connection, namespace):
+                return None, self._version(namespace)
+            gone = self._connection.execute(
+                "DELETE FROM documents WHERE namespace = ?", (namespace,)
+            )
+            version = self._next_version(namespace)
+            sqlite_namespaces.note_deleted(self._connection, namespace)
+            return gone.rowcount, version
+
+    def restore(
+        self, contents: Sequence[NamespaceContent], *, is_replacing: bool = False
+    ) -> dict[str, int]:
+        if self._fingerprint is None:
+            raise StoreError(READ_ONLY)
+        versions: dict[str, int] = {}
+        with self._writing():
+            for content in contents:
+                namespace = content.namespace
+                before = sqlite_restoring.clear(
+                    self._connection, namespace, is_replacing=is_replacing
+                )
+                version = versions[namespace] = version_after(before, content.version)
+                sqlite_restoring.set_version(self._connection, namespace, version)
+                for record in content.records:
+                    header, payload = encode_record(record, self._fingerprint)
+                    created_at = record.created_at
+                    self._connection.execute(
+                        INSERT,
+                        row_of(record, header, payload, version=version, created_at=created_at),
+                    )
+        return versions
+
+    def source(self) -> SqliteSource:
+        return SqliteSource(self._path)
+
     def namespaces(self) -> Sequence[NamespaceInfo]:
-        rows = self._query(
-            "SELECT n.namespace, COUNT(d.id), COALESCE(SUM(d.num_chunks), 0), "
-            "COALESCE(SUM(d.num_bytes), 0), n.version "
-            "FROM namespaces AS n LEFT JOIN documents AS d ON d.namespace = n.namespace "
-            "GROUP BY n.namespace ORDER BY n.namespace"
-        )
-        names = ("namespace", "num_documents", "num_chunks", "num_bytes", "bank_version")
-        return [NamespaceInfo(**dict(zip(names, row, strict=True))) for row in rows]
+        with self._translating("be read"):
+            return sqlite_namespaces.infos(self._connection)
 
     def version(self, namespace: str) -> int:
         return self._version(namespace)

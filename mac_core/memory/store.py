@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
+from mac_core.errors import CorruptRecord
+from mac_core.memory.copying import Source
 from mac_core.memory.records import DocumentRecord
+from mac_core.memory.restoring import NamespaceContent
 from mac_core.types import DocumentInfo, DocumentPage, MetadataValue, NamespaceInfo
 
 
@@ -22,10 +25,12 @@ class DocumentStamp(NamedTuple):
 class Store(Protocol):
     """Durable documents in order of writing; an updated document moves to the end.
 
-    A namespace's version starts at 0 and grows by one with every write that changes it. A write is
-    one transaction: durable when the call returns, and wholly absent when it raises. One thread at
-    a time. Every method raises StoreError when the store cannot do its work; reading a record's
-    modulations also CorruptRecord and ForeignRecord.
+    A namespace's version starts at 0 and grows by one with every write that changes it; being
+    created and being deleted are such writes, and a name that is used again goes on from where it
+    was, so that no version is ever given twice. A write is one transaction: durable when the call
+    returns, and wholly absent when it raises. One thread at a time. Every method raises StoreError
+    when the store cannot do its work; reading a record's modulations also CorruptRecord and
+    ForeignRecord.
     """
 
     @property
@@ -65,8 +70,14 @@ class Store(Protocol):
         """Stamps of those of `ids` that are there."""
         ...
 
-    def scan(self, namespace: str) -> Iterator[DocumentRecord]:
-        """Every document in order of writing; writes in between are allowed."""
+    def scan(
+        self, namespace: str, *, skip: Callable[[CorruptRecord], None] | None = None
+    ) -> Iterator[DocumentRecord]:
+        """Every document in order of writing; writes in between are allowed.
+
+        Args:
+            skip: told of each corrupt record, which is left out; None: it raises.
+        """
         ...
 
     def list(
@@ -84,8 +95,39 @@ class Store(Protocol):
         """
         ...
 
+    def create_namespace(self, namespace: str) -> tuple[bool, int]:
+        """Make an empty namespace: (whether it was not there, version)."""
+        ...
+
+    def drop_namespace(self, namespace: str) -> tuple[int | None, int]:
+        """Remove a namespace whole: (documents that went, version); None: it was not there.
+
+        The first write to its name makes it again, behind the same versions.
+        """
+        ...
+
+    def restore(
+        self, contents: Sequence[NamespaceContent], *, is_replacing: bool = False
+    ) -> dict[str, int]:
+        """Make each namespace hold exactly what `contents` says; its new version by name.
+
+        One write for all of them. The version is behind those of both histories; other namespaces
+        stay as they are.
+
+        Args:
+            is_replacing: a namespace may hold documents, which go.
+
+        Raises:
+            NamespaceNotEmpty: one holds documents, and they are not to be replaced.
+        """
+        ...
+
+    def source(self) -> Source:
+        """A reader of the records as they lie there; any thread may use it. Close it."""
+        ...
+
     def namespaces(self) -> Sequence[NamespaceInfo]:
-        """Every namespace ever written to, by name."""
+        """Every namespace that is there, by name."""
         ...
 
     def version(self, namespace: str) -> int: ...

@@ -1,4 +1,4 @@
-"""`/documents` and `/namespaces`: learn, list, read and forget."""
+"""`/documents`: learn, list, read and forget."""
 
 from __future__ import annotations
 
@@ -17,8 +17,6 @@ from server.responses import (
     DocumentRemoved,
     DocumentsLearned,
     DocumentSummary,
-    NamespaceList,
-    NamespaceSummary,
 )
 from server.schemas import (
     AddBody,
@@ -109,15 +107,6 @@ async def delete_document(
     if not result.removed_ids:
         raise DocumentNotFound(namespace=query.namespace, document_id=document_id)
     return DocumentRemoved(id=document_id, bank_version=result.bank_version)
-
-
-@router.get("/namespaces")
-async def get_namespaces(
-    _query: Annotated[NoQuery, Query()], engine: EngineDependency
-) -> NamespaceList:
-    """List the namespaces with their sizes and versions."""
-    infos = await outcome(engine.list_namespaces())
-    return NamespaceList(namespaces=[NamespaceSummary.of(info) for info in infos])
 
 
 def _document(body: DocumentBody) -> Document:

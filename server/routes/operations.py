@@ -81,6 +81,7 @@ def _readiness(engine: EngineFacade, status: EngineStatus, *, state: str, detail
         store_state=status.store_state,
         lag_versions=status.lag_versions,
         lag_s=status.lag_s,
+        corrupt_records=status.num_corrupt,
         queued_questions=status.queued_questions,
         queued_documents=status.queued_documents,
         last_step_age_s=status.last_step_age_s,

@@ -26,19 +26,19 @@ def candidates(*scores: float) -> list[Selected]:
     ]
 
 
-def test_late_interaction_is_added_and_the_prior_is_of_what_stays() -> None:
+def test_late_interaction_is_added_and_the_prior_is_of_the_sum() -> None:
     first, second, third = candidates(3.0, 2.0, 1.0)
-    ranked = rank([first, second, third], torch.tensor([0.0, 1.0, 6.0]), late_scale=SCALE, top_k=2)
-    assert [chosen.entry for chosen in ranked] == [third.entry, first.entry]
-    assert [chosen.score for chosen in ranked] == [4.0, 3.0]
-    assert [chosen.late for chosen in ranked] == [6.0, 0.0]
-    priors = torch.tensor([4.0, 3.0]).log_softmax(0).tolist()
+    ranked = rank([first, second, third], torch.tensor([0.0, 1.0, 6.0]), late_scale=SCALE)
+    assert [chosen.entry for chosen in ranked] == [third.entry, first.entry, second.entry]
+    assert [chosen.score for chosen in ranked] == [4.0, 3.0, 2.5]
+    assert [chosen.late for chosen in ranked] == [6.0, 0.0, 1.0]
+    priors = torch.tensor([4.0, 3.0, 2.5]).log_softmax(0).tolist()
     assert [chosen.log_prior for chosen in ranked] == pytest.approx(priors)
 
 
-def test_equal_scores_keep_the_first_stages_order_and_none_is_left_out_at_zero() -> None:
+def test_equal_scores_keep_the_first_stages_order() -> None:
     given = candidates(1.0, 2.0, 2.0)
-    ranked = rank(given, torch.tensor([2.0, 0.0, 0.0]), late_scale=SCALE, top_k=0)
+    ranked = rank(given, torch.tensor([2.0, 0.0, 0.0]), late_scale=SCALE)
     assert [chosen.entry for chosen in ranked] == [chosen.entry for chosen in given]
 
 

@@ -336,3 +336,42 @@ def test_stopping_is_quick_although_the_follower_waits(make_replica: MakeReplica
     a.engine.close()
     assert time.monotonic() - began < 3.0
     assert a.engine.status().state == "stopped"
+
+
+def test_a_deleted_namespace_is_gone_everywhere_and_nothing_is_called_wrong(
+    make_replica: MakeReplica, caplog: pytest.LogCaptureFixture
+) -> None:
+    a, b = make_replica(), make_replica()
+    a.learn(fact(1), fact(2), namespace="n")
+    b.wait_for(1, "n")
+    assert outcome(b.engine.delete_namespace("n")).num_removed == 2
+    a.wait_for(2, "n")
+    assert a.view("n").entries == b.view("n").entries == ()
+    written = a.learn(fact(3), namespace="n")
+    assert written[0].bank_version == 3
+    b.wait_for(3, "n")
+    assert same(a.view("n"), b.view("n"))
+    assert b.ask("What is the code of vault 3?", namespace="n", min_version=3).text == "Alpha3"
+    assert "history" not in caplog.text
+
+
+def test_a_deletion_and_what_came_after_it_are_caught_up_with_at_once(
+    make_replica: MakeReplica,
+) -> None:
+    a = make_replica()
+    a.learn(fact(1), fact(2), namespace="n")
+    b = make_replica()
+    gate = Gate()
+    b.model.on_answer = gate
+    asked = b.engine.ask(Question(text="Is the engine thread busy?"))
+    gate.wait_until_reached()
+    outcome(a.engine.delete_namespace("n"))
+    a.learn(fact(2, "Beta"), namespace="n")
+    outcome(a.engine.delete_namespace("n"))
+    outcome(a.engine.create_namespace("n"))
+    a.learn(fact(5), fact(1), namespace="n")
+    gate.open()
+    outcome(asked)
+    b.wait_for(6, "n")
+    assert same(a.view("n"), b.view("n"))
+    assert [entry.document_id for entry in b.view("n").entries] == ["d5", "d1"]

@@ -25,6 +25,8 @@ from mac_core.errors import (
     InvalidInput,
     NotReady,
     QuestionTooLong,
+    SnapshotExists,
+    SnapshotNotFound,
 )
 from mac_core.types import (
     DEFAULT_NAMESPACE,
@@ -34,10 +36,15 @@ from mac_core.types import (
     DocumentPage,
     DocumentResult,
     EngineStatus,
+    Fingerprint,
     MetadataValue,
     NamespaceInfo,
+    NamespaceResult,
     Question,
     RemoveResult,
+    RestoreResult,
+    SnapshotInfo,
+    SnapshotNamespace,
     Source,
     Span,
     Timings,
@@ -52,6 +59,84 @@ BINARY = re.compile("[\x00-\x08\x0e-\x1f\x7f]")
 MAX_QUESTION_TOKENS = 64
 NOW = 1_790_000_000.0
 CONFIDENCE = 0.5  # of every answer
+
+
+class FakeSnapshots:
+    """Snapshots that copy the fake engine's documents; `failure` is set on the next future."""
+
+    def __init__(self, engine: FakeEngine) -> None:
+        self._engine = engine
+        self.taken: dict[str, SnapshotInfo] = {}
+        self.failure: Exception | None = None
+        self.restored: list[tuple[str, Sequence[str] | None, bool]] = []
+
+    def create(self, name: str | None) -> Future[SnapshotInfo]:
+        def create() -> SnapshotInfo:
+            if name in self.taken:
+                raise SnapshotExists(f"there is a snapshot {name!r}")
+            made = self._info(name or "now")
+            self.taken[made.name] = made
+            return made
+
+        return self._submit(create)
+
+    def list(self) -> Future[list[SnapshotInfo]]:
+        return self._submit(lambda: list(self.taken.values()))
+
+    def verify(self, name: str) -> Future[SnapshotInfo]:
+        return self._submit(lambda: self._find(name))
+
+    def delete(self, name: str) -> Future[None]:
+        def delete() -> None:
+            del self.taken[self._find(name).name]
+
+        return self._submit(delete)
+
+    def restore(
+        self, name: str, *, namespaces: Sequence[str] | None, is_replacing: bool
+    ) -> Future[RestoreResult]:
+        def restore() -> RestoreResult:
+            found = self._find(name)
+            self.restored.append((name, namespaces, is_replacing))
+            versions = {n.namespace: n.version + 1 for n in found.namespaces}
+            count = sum(n.num_documents for n in found.namespaces)
+            return RestoreResult(bank_versions=versions, num_documents=count)
+
+        return self._submit(restore)
+
+    def _find(self, name: str) -> SnapshotInfo:
+        if name not in self.taken:
+            raise SnapshotNotFound(f"snapshot {name!r}: none")
+        return self.taken[name]
+
+    def _info(self, name: str) -> SnapshotInfo:
+        namespaces = tuple(
+            SnapshotNamespace(
+                namespace=namespace,
+                version=self._engine.bank_version(namespace),
+                num_documents=len(bank),
+                num_bytes=100 * len(bank),
+            )
+            for namespace, bank in self._engine.documents.items()
+        )
+        return SnapshotInfo(
+            name=name,
+            format_version=1,
+            created_at=NOW,
+            store="sqlite",
+            fingerprints=(Fingerprint(amortization_hash="a" * 64, base_lm_hash="b" * 64),),
+            namespaces=namespaces,
+            left_out=(("default", "bad"),),
+            num_bytes=1234,
+        )
+
+    def _submit(self, work: Callable[[], T]) -> Future[T]:
+        def run() -> T:
+            if self.failure is not None:
+                raise self.failure
+            return work()
+
+        return self._engine._submit(run)
 
 
 class FakeEngine:
@@ -70,6 +155,7 @@ class FakeEngine:
         self.asked = threading.Event()
         self.cancelled = threading.Event()
         self.was_closed = False
+        self.snapshots = FakeSnapshots(self)
         self._worker = ThreadPoolExecutor(max_workers=1)
 
     def start(self) -> None: ...
@@ -277,6 +363,32 @@ class FakeEngine:
                 for name, bank in sorted(self.documents.items())
                 if name in self.versions
             ]
+        )
+
+    def create_namespace(self, namespace: str) -> Future[NamespaceResult]:
+        def create() -> NamespaceResult:
+            is_new = namespace not in self.documents
+            self.documents.setdefault(namespace, {})
+            self.versions[namespace] = self.bank_version(namespace) + is_new
+            return self._namespace_result(namespace, has_changed=is_new)
+
+        return self._submit(create)
+
+    def delete_namespace(self, namespace: str) -> Future[NamespaceResult]:
+        def delete() -> NamespaceResult:
+            gone = self.documents.pop(namespace, None)
+            self.versions[namespace] = self.bank_version(namespace) + (gone is not None)
+            return self._namespace_result(
+                namespace, has_changed=gone is not None, num_removed=len(gone or ())
+            )
+
+        return self._submit(delete)
+
+    def _namespace_result(self, namespace: str, **values: Any) -> NamespaceResult:
+        return NamespaceResult(
+            namespace=namespace,
+            bank_version=self.versions[namespace],
+            **({"num_removed": 0} | values),
         )
 
     def drain(self, *, timeout_s: float) -> bool:

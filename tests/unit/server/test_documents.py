@@ -68,8 +68,9 @@ async def test_a_batch_goes_to_its_namespace(client: httpx.AsyncClient) -> None:
     await client.post("/documents", json={"namespace": "news", "documents": [{"text": TEXT}]})
     namespaces = (await client.get("/namespaces")).json()["namespaces"]
     assert namespaces == [
-        {"namespace": "news", "documents": 1, "chunks": 1, "bytes": 100, "bank_version": 1}
-    ]
+        {"namespace": "news", "documents": 1, "chunks": 1, "bytes": 100, "bank_version": 1,
+         "created_at": None, "updated_at": None}
+    ]  # fmt: skip
 
 
 async def test_documents_of_a_batch_may_name_one_namespace(client: httpx.AsyncClient) -> None:

@@ -1,0 +1,93 @@
+"""Newer wins: of chosen chunks that say something on the same thing, the latest published speaks.
+
+The rule. Take the chunks from the best down. A chunk competes with a better one when they are of
+different documents with known and different dates of publication, their selection keys have a
+cosine of `NEAR` or more, and the better one is less than `TIMES` times as probable for the
+question. Of the best and all that compete with it the newest gets the best one's place and score;
+each of the others is made `TIMES` times less probable than that. Then the same with the best of
+what is left. Documents without a date neither win nor lose.
+
+It does not know whether two texts contradict each other: where both are read, nothing is lost.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from math import inf, log
+
+import torch
+
+from mac_core.memory.bank import Selected
+
+NEAR = 0.7  # cosine of selection keys
+TIMES = 50.0
+MARGIN = log(TIMES)  # in score, whose differences are log-probabilities
+RIVALS = 8  # chosen beyond `top_k`, so that the newer one need not be among the best already
+LOOKED_AT = 64  # of the best; a whole bank is not compared with itself
+
+
+def num_candidates(top_k: int, *, most: int) -> int:
+    """How many to select, so that `newer_first` can choose `top_k`; 0: all, as ever.
+
+    Args:
+        most: as many are ranked whatever `top_k` is; more would change what is found.
+    """
+    return 0 if top_k == 0 else max(top_k, min(top_k + RIVALS, most))
+
+
+def newer_first(selected: Sequence[Selected], *, top_k: int) -> list[Selected]:
+    """The `top_k` (0: all) of `selected` by the rule above, best first, priors among themselves.
+
+    Args:
+        selected: best first.
+    """
+    scores = _scores(selected)
+    if scores != [chosen.score for chosen in selected]:
+        changed = [replace(one, score=score) for one, score in zip(selected, scores, strict=True)]
+        selected = sorted(changed, key=lambda chosen: -chosen.score)
+    elif not 0 < top_k < len(selected):
+        return list(selected)
+    kept = selected[:top_k] if top_k else selected
+    priors = torch.tensor([chosen.score for chosen in kept]).log_softmax(dim=0).tolist()
+    return [replace(one, log_prior=prior) for one, prior in zip(kept, priors, strict=True)]
+
+
+def _scores(selected: Sequence[Selected]) -> list[float]:
+    """Of each, after the newer ones have taken their places."""
+    scores = [chosen.score for chosen in selected]
+    dated = [
+        place
+        for place, chosen in enumerate(selected[:LOOKED_AT])
+        if chosen.entry.published_at is not None
+    ]
+    if len({_date(selected[place]) for place in dated}) < 2:
+        return scores
+    keys = torch.stack([selected[place].entry.stored.selection_key_float() for place in dated])
+    near = (keys @ keys.T >= NEAR).tolist()  # (dated, dated)
+    waiting = list(range(len(dated)))
+    while waiting:
+        best, *rest = waiting
+        rivals = [i for i in rest if near[best][i] and _competes(selected, dated[best], dated[i])]
+        group = [dated[i] for i in (best, *rivals)]
+        newest = max(group, key=lambda place: _date(selected[place]))  # of equals the best
+        for place in group:
+            if _date(selected[place]) < _date(selected[newest]):
+                scores[place] = selected[dated[best]].score - MARGIN
+        scores[newest] = selected[dated[best]].score
+        waiting = [i for i in rest if i not in rivals]
+    return scores
+
+
+def _competes(selected: Sequence[Selected], best: int, other: int) -> bool:
+    left, right = selected[best], selected[other]
+    return (
+        left.entry.document_id != right.entry.document_id
+        and left.entry.published_at != right.entry.published_at
+        and left.score - right.score < MARGIN
+    )
+
+
+def _date(chosen: Selected) -> float:
+    """Of publication, of one that has it."""
+    return -inf if chosen.entry.published_at is None else chosen.entry.published_at
