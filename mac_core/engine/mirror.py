@@ -12,6 +12,7 @@ from types import MappingProxyType
 from mac_core.engine.ports import AnsweringModel
 from mac_core.errors import StoreError
 from mac_core.memory.bank import MemoryBank
+from mac_core.memory.codebook_records import Codebooks
 from mac_core.memory.records import DocumentRecord
 from mac_core.memory.shared import NOTHING, ChangeFeed, Delta, FetchedRecord, Head, SharedStore
 from mac_core.memory.store import Store
@@ -32,6 +33,7 @@ class Mirror:
         self._model = model
         self._store = store
         self._bank = bank
+        self._codebooks = Codebooks(store)
         self.next_expiry = float("inf")  # seconds since the epoch
 
     def load(self) -> None:
@@ -41,7 +43,7 @@ class Mirror:
             StoreError: a record cannot be read; ForeignRecord names the way out.
         """
         for info in self._store.namespaces():
-            records = list(self._store.scan(info.namespace))
+            records = [self._codebooks.bound(one) for one in self._store.scan(info.namespace)]
             version = self._store.version(info.namespace)
             keys = [self.keys_of(record) for record in records]
             self._bank.apply(info.namespace, version, (), records, keys)
@@ -154,7 +156,7 @@ class SharedMirror(Mirror):
             StoreError: a record cannot be used; CorruptRecord or ForeignRecord says why.
         """
         for item in fetched:
-            record = item.decode()
+            record = self._codebooks.bound(item.decode())
             staged[item.id] = Staged(
                 version=item.version, mark=item.mark, record=record, keys=self.keys_of(record)
             )

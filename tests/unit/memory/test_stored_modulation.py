@@ -7,7 +7,8 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from mac_core.memory.quantization import BLOCK, pack
+from mac_core.memory.packing import BLOCK
+from mac_core.memory.quantization import pack
 from mac_core.types import Modulation
 
 Make = Callable[..., Modulation]
