@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import islice, takewhile
 from pathlib import Path
 
@@ -15,14 +15,14 @@ from mac_core.engine.ports import AnsweringModel
 from mac_core.errors import InvalidInput
 from mac_core.memory.codebook import Codebook, train_codebook
 from mac_core.memory.codebook_records import codebook_record, is_own_id, stored_codebooks
-from mac_core.memory.compaction import Compaction, compact_chunk, is_compacted
+from mac_core.memory.compaction import Compaction, compact_record, frame_head, is_compacted
 from mac_core.memory.opening import open_store
 from mac_core.memory.records import DocumentRecord
 from mac_core.memory.store import Store
 
 DOCUMENTS_AT_ONCE = 64  # of one write; a killed run compacts as many again
 CHUNKS_AT_ONCE = 256  # of the draw for a codebook
-TRAINING_SLOTS = 65_536  # drawn for a codebook, from however many there are
+TRAINING_SLOTS = 32_768  # drawn for a codebook, from however many there are
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,7 +89,7 @@ class _Run:
         self._compaction = compaction
         self._is_dry_run = is_dry_run
         self._advance = advance
-        self._num_head = model.layout.document([-1]).index(-1)
+        self._num_head = frame_head(model.layout)
 
     def compact(self, namespace: str) -> CompactionReport:
         codebook = None
@@ -98,14 +98,17 @@ class _Run:
         num_documents = num_rewritten = before = after = 0
         records = self._documents(namespace)
         while part := list(islice(records, DOCUMENTS_AT_ONCE)):
-            smaller = [self._compacted(record, codebook) for record in part]
+            smaller = [
+                compact_record(record, self._compaction, codebook=codebook, num_head=self._num_head)
+                for record in part
+            ]
             changed = [new for old, new in zip(part, smaller, strict=True) if new is not old]
             if changed and not self._is_dry_run:
                 self._store.put(namespace, changed)
             num_documents += len(part)
             num_rewritten += len(changed)
-            before += sum(map(_num_bytes, part))
-            after += sum(map(_num_bytes, smaller))
+            before += sum(record.num_bytes for record in part)
+            after += sum(record.num_bytes for record in smaller)
             self._advance(len(part))
         return CompactionReport(
             namespace=namespace,
@@ -122,17 +125,9 @@ class _Run:
         found = takewhile(lambda record: record.version <= last, self._store.scan(namespace))
         return (record for record in found if not is_own_id(record.id))
 
-    def _compacted(self, record: DocumentRecord, codebook: Codebook | None) -> DocumentRecord:
-        chunks = tuple(
-            compact_chunk(part, self._compaction, codebook=codebook, num_head=self._num_head)
-            for part in record.chunks
-        )
-        pairs = zip(chunks, record.chunks, strict=True)
-        return record if all(new is old for new, old in pairs) else replace(record, chunks=chunks)
-
     def _codebook(self, namespace: str) -> Codebook | None:
         """The namespace's own of that size, else one trained on it; None: nothing to code."""
-        sample = _sampled_slots(self._documents(namespace))
+        sample = sampled_slots(self._documents(namespace))
         if not len(sample):
             return None
         num_parts = self._compaction.num_parts(sample.shape[1])
@@ -146,7 +141,7 @@ class _Run:
         return trained
 
 
-def _sampled_slots(records: Iterator[DocumentRecord]) -> Tensor:
+def sampled_slots(records: Iterator[DocumentRecord]) -> Tensor:
     """At most `TRAINING_SLOTS` slots of what is not compacted, each as likely as any other."""
     generator = torch.Generator().manual_seed(0)
     parts = (part for record in records for part in record.chunks)
@@ -158,10 +153,6 @@ def _sampled_slots(records: Iterator[DocumentRecord]) -> Tensor:
         kept = luck.topk(min(TRAINING_SLOTS, len(luck))).indices
         slots, luck = slots[kept], luck[kept]
     return slots
-
-
-def _num_bytes(record: DocumentRecord) -> int:
-    return sum(part.stored.num_bytes for part in record.chunks)
 
 
 def compact_with_bundle(

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from mac_core.evaluation.command_compaction import compaction
 from mac_core.evaluation.command_locality import locality
 from mac_core.evaluation.command_retention import retention
 from mac_core.evaluation.command_unanswerable import unanswerable
@@ -143,6 +144,7 @@ def transfer(
     )
 
 
+app.command()(compaction)
 app.command()(retention)
 app.command()(locality)
 app.command()(unanswerable)

@@ -54,7 +54,7 @@ class Codebook:
         return cut(slots, num_parts=self.num_parts)
 
 
-def train_codebook(slots: Tensor, *, num_parts: int, rounds: int = 12, seed: int = 0) -> Codebook:
+def train_codebook(slots: Tensor, *, num_parts: int, rounds: int = 8, seed: int = 0) -> Codebook:
     """k-means of every part at once (Lloyd 1982), begun at rows drawn by `seed`.
 
     Args:

@@ -7,8 +7,8 @@ namespace. What has been compacted is not compacted again: losses would add up u
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal, get_args
+from dataclasses import dataclass, replace
+from typing import Literal, Protocol, get_args
 from zlib import crc32
 
 from torch import Tensor
@@ -17,7 +17,7 @@ from mac_core.config import DEFAULT_BITS, MODULATION_BITS, ModulationBits
 from mac_core.errors import InvalidInput
 from mac_core.memory.codebook import Codebook
 from mac_core.memory.quantization import StoredModulation, with_codebook, with_vectors
-from mac_core.memory.records import StoredChunk
+from mac_core.memory.records import DocumentRecord, StoredChunk
 from mac_core.memory.sharing import (
     Shared,
     average_neighbours,
@@ -30,6 +30,12 @@ Method = Literal["bits", "average", "merge", "prune", "prune-random", "codebook"
 METHODS: tuple[Method, ...] = get_args(Method)
 FLOAT_BITS = 32
 MAX_TAIL = 8  # framing tokens after the content, at most
+
+
+class Framing(Protocol):
+    """What is needed of a layout: the ids of a framed document."""
+
+    def document(self, ids: list[int]) -> list[int]: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,6 +62,12 @@ class Compaction:
             raise InvalidInput(f"target={self.target} is no number of bits; those are {allowed}")
 
     @property
+    def name(self) -> str:
+        """As `parse_compaction` reads it."""
+        shared = self.method not in ("bits", "codebook")
+        return f"{self.method}:{self.target:g}" + (f"@{self.bits}" if shared else "")
+
+    @property
     def value_bits(self) -> ModulationBits:
         """Of each value of the vectors that stay."""
         if self.method != "bits":
@@ -75,9 +87,48 @@ class Compaction:
         return next(parts for parts in range(most, 0, -1) if width % parts == 0)
 
 
+def parse_compaction(text: str) -> Compaction:
+    """Read `METHOD:TARGET` or `METHOD:TARGET@BITS`, such as `merge:16@4`.
+
+    Raises:
+        InvalidInput: it is something else.
+    """
+    method, _, rest = text.strip().partition(":")
+    target, _, bits = rest.partition("@")
+    try:
+        return Compaction(
+            method=method,  # type: ignore[arg-type]
+            target=float(target),
+            bits=int(bits) if bits else DEFAULT_BITS,  # type: ignore[arg-type]
+        )
+    except ValueError as error:
+        raise InvalidInput(f"{text!r} is not METHOD:TARGET or METHOD:TARGET@BITS") from error
+
+
+def frame_head(layout: Framing) -> int:
+    """How many framing tokens stand before a document's own."""
+    return layout.document([-1]).index(-1)
+
+
 def is_compacted(stored: StoredModulation) -> bool:
     """Whether something other than fewer bits was done to it already."""
     return stored.slot_vectors is not None or stored.encoding.codebook_id is not None
+
+
+def compact_record(
+    record: DocumentRecord,
+    compaction: Compaction,
+    *,
+    codebook: Codebook | None = None,
+    num_head: int = 0,
+) -> DocumentRecord:
+    """The document with every chunk as `compact_chunk` makes it; the very same if none changes."""
+    chunks = tuple(
+        compact_chunk(part, compaction, codebook=codebook, num_head=num_head)
+        for part in record.chunks
+    )
+    pairs = zip(chunks, record.chunks, strict=True)
+    return record if all(new is old for new, old in pairs) else replace(record, chunks=chunks)
 
 
 def compact_chunk(

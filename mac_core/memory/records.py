@@ -58,6 +58,11 @@ class DocumentRecord:
     version: int = 0  # the namespace's version that wrote it; 0: not written yet
     codebook: Codebook | None = None  # of the bank's own records: what other records' slots need
 
+    @property
+    def num_bytes(self) -> int:
+        """Of the modulations; text and header come on top where it is stored."""
+        return sum(part.stored.num_bytes for part in self.chunks)
+
     def info(self, *, with_text: bool = False) -> DocumentInfo:
         """What the list shows of it."""
         return DocumentInfo(
