@@ -11,18 +11,25 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from mac_core.config import DEFAULT_BITS
 from mac_core.engine.ports import AnsweringModel
 from mac_core.errors import InvalidInput
 from mac_core.memory.codebook import Codebook, train_codebook
 from mac_core.memory.codebook_records import codebook_record, is_own_id, stored_codebooks
-from mac_core.memory.compaction import Compaction, compact_record, frame_head, is_compacted
+from mac_core.memory.compaction import (
+    Compaction,
+    compact_record,
+    frame_head,
+    is_compacted,
+    make_compaction,
+)
 from mac_core.memory.opening import open_store
 from mac_core.memory.records import DocumentRecord
 from mac_core.memory.store import Store
 
 DOCUMENTS_AT_ONCE = 64  # of one write; a killed run compacts as many again
 CHUNKS_AT_ONCE = 256  # of the draw for a codebook
-TRAINING_SLOTS = 32_768  # drawn for a codebook, from however many there are
+TRAINING_SLOTS = 16_384  # drawn for a codebook, from however many there are
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,6 +42,16 @@ class CompactionReport:
     bytes_before: int
     bytes_after: int
     codebook_bytes: int  # shared by all; 0: no codebook
+
+    def sentence(self, *, is_dry_run: bool) -> str:
+        """For whoever ran the command."""
+        would = "would be " if is_dry_run else ""
+        book = f" and a codebook of {self.codebook_bytes:,}" if self.codebook_bytes else ""
+        return (
+            f"{self.namespace}: {self.num_rewritten} of {self.num_documents} documents "
+            f"{would}rewritten, {self.bytes_before:,} bytes of modulations {would}"
+            f"{self.bytes_after:,}{book}"
+        )
 
 
 Advance = Callable[[int], None]
@@ -158,23 +175,33 @@ def sampled_slots(records: Iterator[DocumentRecord]) -> Tensor:
 def compact_with_bundle(
     store_url: str,
     bundle: Path,
-    compaction: Compaction,
     *,
+    method: str,
+    target: float,
+    bits: int = DEFAULT_BITS,
     namespaces: Sequence[str] | None = None,
     is_dry_run: bool = False,
+    begin: Advance = lambda amount: None,
     advance: Advance = lambda amount: None,
 ) -> list[CompactionReport]:
     """As `compact`, in a store that no server uses, for the model of a bundle.
 
+    Args:
+        method, target, bits: of `Compaction`.
+        begin: told about how many documents there are, before the first is looked at.
+
     Raises:
         CheckpointError: the bundle is not whole.
-        InvalidInput, StoreError: as `compact`.
+        InvalidInput, StoreError: as `compact`; or there is no such compaction.
     """
+    compaction = make_compaction(method, target=target, bits=bits)
     from mac_core.networks.build import load_bundle  # here: the weights are for the work alone
 
     model = load_bundle(bundle)
     store = open_store(store_url, fingerprint=model.fingerprint)
     try:
+        found = [i for i in store.namespaces() if namespaces is None or i.namespace in namespaces]
+        begin(sum(info.num_documents for info in found))
         return compact(
             store,
             model,

@@ -28,8 +28,8 @@ from mac_core.evaluation.session import (
 )
 
 DEFAULT_SETTINGS = (
-    "bits:1,bits:2,bits:4,bits:8,bits:16,codebook:16,average:16@4,merge:16@4,prune:16@4,"
-    "prune-random:16@4,codebook:64,average:64@4,merge:64@4,prune:64@4,prune-random:64@4"
+    "bits:1,bits:2,bits:4,bits:8,bits:16,codebook:16,merge:16@4,average:16@4,prune:16@4,"
+    "prune-random:16@4,codebook:64,merge:64@4,average:64@4,prune:64@4,prune-random:64@4"
 )
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 NUM_CENTROIDS = 256  # a byte
-SCORED_AT_ONCE = 4096  # rows, against every centroid
+SCORED_AT_ONCE = 256  # rows, against every centroid: what stays in a cache
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

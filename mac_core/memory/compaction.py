@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, Protocol, get_args
+from typing import Literal, Protocol, cast, get_args
 from zlib import crc32
 
 from torch import Tensor
@@ -87,6 +87,16 @@ class Compaction:
         return next(parts for parts in range(most, 0, -1) if width % parts == 0)
 
 
+def make_compaction(method: str, *, target: float, bits: int) -> Compaction:
+    """Of what a person typed.
+
+    Raises:
+        InvalidInput: there is no such compaction.
+    """
+    # Compaction itself checks both.
+    return Compaction(method=cast(Method, method), target=target, bits=cast(ModulationBits, bits))
+
+
 def parse_compaction(text: str) -> Compaction:
     """Read `METHOD:TARGET` or `METHOD:TARGET@BITS`, such as `merge:16@4`.
 
@@ -96,13 +106,10 @@ def parse_compaction(text: str) -> Compaction:
     method, _, rest = text.strip().partition(":")
     target, _, bits = rest.partition("@")
     try:
-        return Compaction(
-            method=method,  # type: ignore[arg-type]
-            target=float(target),
-            bits=int(bits) if bits else DEFAULT_BITS,  # type: ignore[arg-type]
-        )
+        numbers = float(target), int(bits or DEFAULT_BITS)
     except ValueError as error:
         raise InvalidInput(f"{text!r} is not METHOD:TARGET or METHOD:TARGET@BITS") from error
+    return make_compaction(method, target=numbers[0], bits=numbers[1])
 
 
 def frame_head(layout: Framing) -> int:
