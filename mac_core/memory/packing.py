@@ -66,19 +66,19 @@ def decode_rows(
 
 
 def _to_steps(values: Tensor) -> tuple[Tensor, Tensor]:
-    rows, width = values.shape
+    width = values.shape[1]
     blocks = _blocks(values)  # (rows, blocks, BLOCK)
     scales = (blocks.abs().amax(dim=-1) / STEPS).half()  # (rows, blocks)
     _check_finite(scales, values, what="has no float16 scale")
     # The rounded scale divides, as it multiplies later; zero where it underflowed.
     divisors = scales.float().unsqueeze(-1)
     steps = torch.where(divisors > 0, blocks / divisors, 0).round().clamp(-STEPS, STEPS)
-    return steps.to(torch.int8).view(rows, -1)[:, :width].contiguous(), scales
+    return steps.to(torch.int8).flatten(1)[:, :width].contiguous(), scales
 
 
 def _to_levels(values: Tensor, *, bits: int) -> tuple[Tensor, Tensor]:
     """Codes `(rows, width)`, int64, and the scales that fit them best."""
-    rows, width = values.shape
+    width = values.shape[1]
     levels = _all_levels(bits)
     blocks = _blocks(values)  # (rows, blocks, BLOCK), padded with zeros
     is_value = _blocks(torch.ones_like(values))
@@ -89,7 +89,7 @@ def _to_levels(values: Tensor, *, bits: int) -> tuple[Tensor, Tensor]:
     # Least squares once the codes are known: no block comes back further away than zeros are.
     scales = ((blocks * chosen).sum(-1) / chosen.square().sum(-1)).half()
     _check_finite(scales, values, what="has no float16 scale")
-    return codes.view(rows, -1)[:, :width], scales
+    return codes.flatten(1)[:, :width], scales
 
 
 def _all_levels(bits: int) -> Tensor:
@@ -101,21 +101,21 @@ def _all_levels(bits: int) -> Tensor:
 def _blocks(values: Tensor) -> Tensor:
     """`(rows, width)` -> `(rows, ceil(width / BLOCK), BLOCK)`, padded with zeros."""
     padded: Tensor = F.pad(values, (0, -values.shape[1] % BLOCK))
-    return padded.view(len(values), -1, BLOCK)
+    return padded.unflatten(1, (padded.shape[1] // BLOCK, BLOCK))
 
 
 def _pack(codes: Tensor, *, bits: int) -> Tensor:
     """`(rows, width)` codes -> `(rows, ceil(width * bits / 8))` uint8, the first value lowest."""
     each = 8 // bits
     padded: Tensor = F.pad(codes, (0, -codes.shape[1] % each))
-    grouped = padded.view(len(codes), -1, each)
+    grouped = padded.unflatten(1, (padded.shape[1] // each, each))
     return (grouped * 2 ** (bits * torch.arange(each))).sum(-1).to(torch.uint8)
 
 
 def _unpack(packed: Tensor, *, bits: int, width: int) -> Tensor:
     shifts = bits * torch.arange(8 // bits)
     codes: Tensor = (packed.long().unsqueeze(-1) >> shifts) & (2**bits - 1)
-    return codes.view(len(packed), -1)[:, :width]
+    return codes.flatten(1)[:, :width]
 
 
 # The rotation.
@@ -145,7 +145,7 @@ def _hadamard(values: Tensor) -> Tensor:
     run = min(BLOCK, width & -width)
     size = 1
     while size < run:
-        left, right = values.view(rows, -1, 2, size).unbind(2)
+        left, right = values.view(rows, width // (2 * size), 2, size).unbind(2)
         values = torch.stack([left + right, left - right], dim=2).view(rows, width)
         size *= 2
     scale: float = run**-0.5

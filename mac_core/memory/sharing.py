@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 
 import torch
 from torch import Tensor
@@ -37,20 +38,42 @@ def merge_nearest(slots: Tensor, *, count: int) -> Shared:
     """The two nearest clusters become one until `count` are left, wherever they stand in the text.
 
     Nearest by Ward's criterion (1963): the pair whose union adds the least to the squared
-    distances. Pairs that are each other's nearest go together at once: no other union could come
-    between them.
+    distances.
     """
-    merged = _means(slots, torch.arange(len(slots)))
-    while (left := len(merged.vectors)) > count:
+    places = torch.arange(len(slots))
+    for kept, gone in _unions(slots)[: len(slots) - count]:
+        places[places == gone] = kept
+    _, numbers = torch.unique(places, return_inverse=True)
+    return _means(slots, numbers)
+
+
+def _unions(slots: Tensor) -> list[tuple[int, int]]:
+    """Every union down to one cluster, cheapest first, as the clusters' first slots.
+
+    Pairs that are each other's nearest are united together: under Ward's criterion no other union
+    brings anything nearer to one of them, and none is cheaper than those it is made of.
+    """
+    first = torch.arange(len(slots))  # slot that a cluster is called by
+    merged = _means(slots, first)
+    found: list[tuple[float, int, int]] = []
+    while (left := len(merged.vectors)) > 1:
         costs = _ward(merged.vectors, torch.bincount(merged.slot_vectors).float())
         nearest = costs.argmin(1)
         numbers = torch.arange(left)
         pairs = ((nearest[nearest] == numbers) & (numbers < nearest)).nonzero()[:, 0]
-        pairs = pairs[costs[pairs, nearest[pairs]].argsort()][: left - count]
-        numbers[nearest[pairs]] = pairs
-        _, renumbered = torch.unique(numbers, return_inverse=True)
+        others = nearest[pairs]
+        found += zip(
+            costs[pairs, others].tolist(),
+            first[pairs].tolist(),
+            first[others].tolist(),
+            strict=True,
+        )
+        numbers[others] = pairs
+        kept, renumbered = torch.unique(numbers, return_inverse=True)
+        first = first[kept]
         merged = _means(slots, renumbered[merged.slot_vectors])
-    return merged
+    # Sorting is stable: of equal unions, those that others are made of stay first.
+    return [(kept, gone) for _, kept, gone in sorted(found, key=itemgetter(0))]
 
 
 def prune_at_random(slots: Tensor, *, count: int, seed: int) -> Shared:
