@@ -54,23 +54,22 @@ def _unions(slots: Tensor) -> list[tuple[int, int]]:
     brings anything nearer to one of them, and none is cheaper than those it is made of.
     """
     first = torch.arange(len(slots))  # slot that a cluster is called by
+    heights = torch.zeros(len(slots))  # what its own last union cost
     merged = _means(slots, first)
     found: list[tuple[float, int, int]] = []
     while (left := len(merged.vectors)) > 1:
         costs = _ward(merged.vectors, torch.bincount(merged.slot_vectors).float())
-        nearest = costs.argmin(1)
-        numbers = torch.arange(left)
+        nearest, numbers = costs.argmin(1), torch.arange(left)
         pairs = ((nearest[nearest] == numbers) & (numbers < nearest)).nonzero()[:, 0]
         others = nearest[pairs]
+        # Rounding must not make a union cheaper than those that it is made of.
+        heights[pairs] = costs[pairs, others].maximum(heights[pairs]).maximum(heights[others])
         found += zip(
-            costs[pairs, others].tolist(),
-            first[pairs].tolist(),
-            first[others].tolist(),
-            strict=True,
+            heights[pairs].tolist(), first[pairs].tolist(), first[others].tolist(), strict=True
         )
         numbers[others] = pairs
         kept, renumbered = torch.unique(numbers, return_inverse=True)
-        first = first[kept]
+        first, heights = first[kept], heights[kept]
         merged = _means(slots, renumbered[merged.slot_vectors])
     # Sorting is stable: of equal unions, those that others are made of stay first.
     return [(kept, gone) for _, kept, gone in sorted(found, key=itemgetter(0))]

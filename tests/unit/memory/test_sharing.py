@@ -86,6 +86,12 @@ def test_equal_slots_merge_and_cost_nothing() -> None:
     torch.testing.assert_close(merge_nearest(slots, count=4).slots, slots)
 
 
+def test_any_number_of_vectors_of_equal_slots_is_so_many() -> None:
+    slots = (100 + drawn(3)).repeat(12, 1)  # far from zero: distances of zero are rounded
+    sizes = [len(merge_nearest(slots, count=count).vectors) for count in range(1, 37)]
+    assert sizes == list(range(1, 37))
+
+
 def written_out_ward(slots: Tensor, *, count: int) -> set[frozenset[int]]:
     """One union at a time, every pair looked at."""
     clusters = [frozenset([i]) for i in range(len(slots))]
