@@ -24,6 +24,11 @@ AnswerFeature = Literal[
 ]
 ANSWER_FEATURES: tuple[AnswerFeature, ...] = get_args(AnswerFeature)
 
+# Of each stored value of a modulation; what each costs in answers: deploy/docs/compaction.md.
+ModulationBits = Literal[32, 16, 8, 4, 2]
+MODULATION_BITS: tuple[ModulationBits, ...] = get_args(ModulationBits)
+DEFAULT_BITS: ModulationBits = 8
+
 
 def _check_positive(owner: object, *names: str) -> None:
     for name in names:
@@ -217,7 +222,7 @@ class ModelConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineConfig:
-    """How the engine runs; of all this only `precision` can change an answer."""
+    """How the engine runs; only `precision` and the stored bits can change an answer."""
 
     max_batch_questions: int = 16
     max_batch_chunks: int = 16
@@ -228,12 +233,15 @@ class EngineConfig:
     num_threads: int | None = None  # torch intra-op threads; None: torch's own choice
     device: str = "cpu"
     precision: Precision = "float32"
+    modulation_bits: ModulationBits = DEFAULT_BITS  # of what is learned from now on
 
     def __post_init__(self) -> None:
         if self.precision not in get_args(Precision):
             raise ValueError(f"precision={self.precision!r} is not float32 or bfloat16")
         _check_positive(self, "max_batch_questions", "max_batch_chunks", "max_queued_questions")
         _check_positive(self, "max_queued_documents", "max_document_chars", "default_timeout_ms")
+        if self.modulation_bits not in MODULATION_BITS:
+            raise ValueError(f"modulation_bits={self.modulation_bits} is not in {MODULATION_BITS}")
 
 
 def to_dict(config: Any) -> dict[str, Any]:

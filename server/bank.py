@@ -1,4 +1,4 @@
-"""`mac bank`: work on a store without a server: re-index, export, verify."""
+"""`mac bank`: work on a store without a server: re-index, export, verify, compact."""
 
 from __future__ import annotations
 
@@ -11,12 +11,16 @@ from typing import Annotated, TextIO
 
 import typer
 
-app = typer.Typer(add_completion=False, no_args_is_help=True)
+from mac_core.config import DEFAULT_BITS, MODULATION_BITS, ModulationBits
 
 DataDir = Annotated[
     Path | None, typer.Option(exists=True, file_okay=False, help="The server's data directory.")
 ]
 StoreUrl = Annotated[str | None, typer.Option(help="The servers' store, in place of a directory.")]
+Bundle = Annotated[str, typer.Option(help="Bundle name or directory.")]
+Bits = Annotated[int, typer.Option(help="Of each stored value: 32, 16, 8, 4 or 2.")]
+
+app = typer.Typer(add_completion=False, no_args_is_help=True)
 
 
 @app.callback()
@@ -28,8 +32,12 @@ def bank() -> None:
 def reindex(
     data_dir: DataDir = None,
     store_url: StoreUrl = None,
-    bundle: Annotated[str, typer.Option(help="Bundle name or directory.")] = "mini",
+    bundle: Bundle = "mini",
     device: Annotated[str, typer.Option(help="Torch device, such as cpu or cuda.")] = "cpu",
+    bits: Bits = DEFAULT_BITS,
+    everything: Annotated[
+        bool, typer.Option("--all", help="This bundle's own too: whole again after a compaction.")
+    ] = False,
 ) -> None:
     """Make modulations of other networks anew from the stored texts; goes on after a break."""
     from rich.console import Console
@@ -44,6 +52,8 @@ def reindex(
             named_store(data_dir, store_url),
             bundle_path(bundle),
             device=device,
+            bits=_known_bits(bits),
+            everything=everything,
             begin=lambda total: progress.update(task, total=total),
             advance=lambda amount: progress.advance(task, amount),
         )
@@ -111,3 +121,55 @@ def reporting(command: str) -> Iterator[None]:
     except MacError as error:
         typer.echo(f"{command}: {error}", err=True)
         raise typer.Exit(1) from error
+
+
+@app.command()
+def compact(
+    method: Annotated[
+        str,
+        typer.Option(help="bits, average, merge, prune, prune-random or codebook."),
+    ],
+    target: Annotated[
+        float, typer.Option(help="Times smaller than float32: 4 is a byte for each value.")
+    ],
+    bits: Bits = DEFAULT_BITS,
+    data_dir: DataDir = None,
+    store_url: StoreUrl = None,
+    namespace: Annotated[
+        list[str] | None, typer.Option(help="Only this one; repeatable. Default: all.")
+    ] = None,
+    bundle: Bundle = "mini",
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would come of it; write nothing.")
+    ] = False,
+) -> None:
+    """Make stored modulations smaller. Run again after a kill, it goes on where it was."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from mac_core.bundles import bundle_path
+    from mac_core.engine.compaction import compact_with_bundle
+
+    url = named_store(data_dir, store_url)
+    with reporting("mac bank compact"), Progress(console=Console(stderr=True)) as progress:
+        task = progress.add_task("compact", total=None)
+        reports = compact_with_bundle(
+            url,
+            bundle_path(bundle),
+            method=method,
+            target=target,
+            bits=bits,
+            namespaces=namespace,
+            is_dry_run=dry_run,
+            begin=lambda total: progress.update(task, total=total),
+            advance=lambda amount: progress.advance(task, amount),
+        )
+    for report in reports:
+        typer.echo(report.sentence(is_dry_run=dry_run))
+
+
+def _known_bits(bits: int) -> ModulationBits:
+    for known in MODULATION_BITS:
+        if known == bits:
+            return known
+    raise typer.BadParameter(f"{bits} is not one of {MODULATION_BITS}")

@@ -17,7 +17,7 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from mac_core.config import EngineConfig, Precision
+from mac_core.config import EngineConfig, ModulationBits, Precision
 
 PREFIX = "MAC_"
 CONFIG_VARIABLE = "MAC_CONFIG"  # names the file, so it cannot stand in it
@@ -53,6 +53,7 @@ class Settings(BaseSettings):
     max_queued_documents: int = Field(default=_ENGINE.max_queued_documents, ge=1)
     max_batch_questions: int = Field(default=_ENGINE.max_batch_questions, ge=1)
     max_batch_chunks: int = Field(default=_ENGINE.max_batch_chunks, ge=1)
+    modulation_bits: ModulationBits = _ENGINE.modulation_bits  # of each stored value
     default_timeout_ms: float = Field(default=_ENGINE.default_timeout_ms, gt=0)
     min_confidence: float = Field(default=0.0, ge=0, le=1)  # of a request that gives none
     shutdown_timeout_s: float = Field(default=30.0, gt=0)
@@ -67,6 +68,12 @@ class Settings(BaseSettings):
             raise ValueError("not sqlite:///DIRECTORY, redis://, rediss:// or unix://")
         return url
 
+    @field_validator("modulation_bits", mode="before")
+    @classmethod
+    def _is_a_number(cls, bits: object) -> object:
+        # A variable is text, and pydantic compares a literal as it is.
+        return int(bits) if isinstance(bits, str) and bits.isdecimal() else bits
+
     def engine_config(self) -> EngineConfig:
         """The part of the settings that the engine takes."""
         return EngineConfig(
@@ -79,6 +86,7 @@ class Settings(BaseSettings):
             num_threads=self.num_threads,
             device=self.device,
             precision=self.precision,
+            modulation_bits=self.modulation_bits,
         )
 
     def to_toml(self) -> str:

@@ -239,7 +239,7 @@ class Engine:
 
         def read(serving: Serving) -> DocumentPage:
             page = serving.store.list(namespace, limit=limit, cursor=cursor, filter=filter)
-            kept = tuple(info for info in page.documents if not serving.has_expired(info))
+            kept = tuple(info for info in page.documents if serving.is_shown(info))
             return replace(page, documents=kept)
 
         return self._submit_read(read)

@@ -20,6 +20,7 @@ from mac_core.engine.tickets import DocumentItem, RemovalTicket
 from mac_core.engine.validation import check_name
 from mac_core.errors import InvalidInput, MacError, StoreError
 from mac_core.memory.bank import MemoryBank
+from mac_core.memory.codebook_records import is_own_id
 from mac_core.memory.store import Store
 from mac_core.types import EngineObserver, RemoveResult
 
@@ -57,7 +58,10 @@ class Ingest:
             clock=clock,
         )
         self._amortizer = Amortizer(
-            model, max_batch_chunks=config.max_batch_chunks, observer=observer
+            model,
+            max_batch_chunks=config.max_batch_chunks,
+            observer=observer,
+            bits=config.modulation_bits,
         )
         self._not_before = float("-inf")  # of the next expiry, seconds since the epoch
 
@@ -79,7 +83,8 @@ class Ingest:
         """Remove what is there of the ticket's ids."""
         try:
             check_name(ticket.namespace, what="the namespace")
-            removed, version = self._delete(ticket.namespace, ticket.ids)
+            ids = [name for name in ticket.ids if not is_own_id(name)]
+            removed, version = self._delete(ticket.namespace, ids)
         except MacError as error:
             ticket.fail(error)
             return

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from mac_core.config import DEFAULT_BITS, ModulationBits
 from mac_core.engine.batch_cap import BatchCap, is_out_of_memory
 from mac_core.engine.ports import AnsweringModel
 from mac_core.engine.tickets import DocumentItem
@@ -63,9 +64,16 @@ class Amortizer:
     """Runs the amortization network over chunks of several documents. Engine thread only."""
 
     def __init__(
-        self, model: AnsweringModel, *, max_batch_chunks: int, observer: EngineObserver
+        self,
+        model: AnsweringModel,
+        *,
+        max_batch_chunks: int,
+        observer: EngineObserver,
+        bits: ModulationBits = DEFAULT_BITS,
     ) -> None:
+        """`bits`: of each stored value of a modulation."""
         self._model = model
+        self._bits = bits
         self._observer = observer
         self.cap = BatchCap(max_batch_chunks)
 
@@ -90,7 +98,7 @@ class Amortizer:
         if learning.error is not None:
             return
         try:
-            packed = [pack(modulation) for modulation in learning.modulations]
+            packed = [pack(one, bits=self._bits) for one in learning.modulations]
             learning.stored = tuple(
                 StoredChunk(chunk=chunk, stored=stored)
                 for chunk, stored in zip(learning.chunks, packed, strict=True)

@@ -13,6 +13,7 @@ from types import MappingProxyType
 from mac_core.engine.ports import AnsweringModel
 from mac_core.errors import CorruptRecord, StoreError
 from mac_core.memory.bank import MemoryBank
+from mac_core.memory.codebook_records import Codebooks
 from mac_core.memory.records import DocumentRecord
 from mac_core.memory.shared import NOTHING, ChangeFeed, Delta, FetchedRecord, Head, SharedStore
 from mac_core.memory.store import Store
@@ -39,6 +40,7 @@ class Mirror:
         self.num_corrupt = 0  # records that were met and left out since the start
         self._store = store
         self._bank = bank
+        self._codebooks = Codebooks(store)
         self.next_expiry = float("inf")  # seconds since the epoch
 
     def load(self) -> None:
@@ -52,7 +54,8 @@ class Mirror:
 
     def reload(self, namespace: str) -> None:
         """Read one namespace anew, in place of what the bank has of it. Raises as `load`."""
-        records = list(self._store.scan(namespace, skip=self.note_corrupt))
+        scanned = self._store.scan(namespace, skip=self.note_corrupt)
+        records = [self._codebooks.bound(record) for record in scanned]
         version = self._store.version(namespace)
         keys = [self.keys_of(record) for record in records]
         held = {entry.document_id for entry in self._bank.view(namespace).entries}
@@ -181,7 +184,7 @@ class SharedMirror(Mirror):
         """
         for item in fetched:
             try:
-                record = item.decode()
+                record = self._codebooks.bound(item.decode())
             except CorruptRecord as error:
                 self.note_corrupt(error)
                 continue

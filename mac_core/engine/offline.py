@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from mac_core.config import DEFAULT_BITS, ModulationBits
 from mac_core.engine.ports import AnsweringModel
 from mac_core.memory.chunking import Chunk, chunk_text
 from mac_core.memory.records import StoredChunk, pack
@@ -34,12 +35,14 @@ def amortize_chunks(
     chunks: Sequence[Chunk],
     *,
     batch_size: int,
+    bits: ModulationBits = DEFAULT_BITS,
     advance: Advance = lambda amount: None,
 ) -> list[StoredChunk]:
     """Modulations of the chunks, in their order.
 
     Args:
         batch_size: chunks in one forward pass; chunks of like length go together.
+        bits: of each stored value of a modulation.
         advance: told how many more chunks are done.
     """
     stored: dict[int, StoredChunk] = {}
@@ -48,6 +51,6 @@ def amortize_chunks(
         places = order[first : first + batch_size]
         modulations = model.amortize([chunks[place].text for place in places])
         for place, modulation in zip(places, modulations, strict=True):
-            stored[place] = StoredChunk(chunk=chunks[place], stored=pack(modulation))
+            stored[place] = StoredChunk(chunk=chunks[place], stored=pack(modulation, bits=bits))
         advance(len(places))
     return [stored[place] for place in range(len(chunks))]

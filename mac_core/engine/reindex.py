@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import closing
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from mac_core.config import DEFAULT_BITS, ModulationBits
 from mac_core.engine.offline import amortize_chunks, cut_document
 from mac_core.engine.ports import AnsweringModel
 from mac_core.errors import CorruptRecord
+from mac_core.memory.codebook_records import is_own_id
 from mac_core.memory.copying import RawRecord
 from mac_core.memory.opening import open_source, open_store
 from mac_core.memory.record_format import check_record
@@ -32,6 +34,8 @@ def reindex(
     model: AnsweringModel,
     *,
     batch_size: int = 16,
+    bits: ModulationBits = DEFAULT_BITS,
+    everything: bool = False,
     begin: Begin = nothing,
     advance: Advance = nothing,
 ) -> int:
@@ -42,6 +46,9 @@ def reindex(
     record has no text to learn and stays as it is.
 
     Args:
+        bits: of each stored value.
+        everything: what the present networks have made too: what was compacted is whole again, and
+            codebooks are gone.
         begin: told how many documents there are to do.
         advance: told how many more are done.
 
@@ -50,22 +57,32 @@ def reindex(
     """
     # Held open as long as this runs, so that no server begins on it in the middle.
     with closing(open_store(store_url, fingerprint=model.fingerprint)) as store:
-        foreign = _foreign(store_url, model.fingerprint)
-        begin(sum(map(len, foreign.values())))
+        work = _work(store_url, None if everything else model.fingerprint)
+        begin(sum(len(found.ids) for found in work.values()))
         count = 0
-        for namespace, ids in foreign.items():
-            for start in range(0, len(ids), DOCUMENTS_AT_ONCE):
-                part = ids[start : start + DOCUMENTS_AT_ONCE]
+        for namespace, found in work.items():
+            for start in range(0, len(found.ids), DOCUMENTS_AT_ONCE):
+                part = found.ids[start : start + DOCUMENTS_AT_ONCE]
                 records = _without_chunks(store, namespace, part)
-                store.put(namespace, [_learned(model, record, batch_size) for record in records])
+                learned = [_learned(model, record, batch_size, bits) for record in records]
+                store.put(namespace, learned)
                 count += len(records)
                 advance(len(part))
+            store.delete(namespace, found.codebooks)  # last: nothing needs them now
     return count
 
 
-def _foreign(store_url: str, fingerprint: Fingerprint) -> dict[str, Sequence[str]]:
-    """Ids in order of writing, by namespace, of the documents that other networks have made."""
-    found: dict[str, Sequence[str]] = {}
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Found:
+    """What is to be made anew in one namespace."""
+
+    ids: Sequence[str]  # of documents, in order of writing
+    codebooks: Sequence[str]  # own ids of records that nothing needs afterwards
+
+
+def _work(store_url: str, current: Fingerprint | None) -> dict[str, _Found]:
+    """By namespace, what other networks than `current` (None: whichever) have made."""
+    found: dict[str, _Found] = {}
     with closing(open_source(store_url)) as source:
         for info in source.namespaces():
             made_by: dict[str, Fingerprint | None] = {}
@@ -77,7 +94,11 @@ def _foreign(store_url: str, fingerprint: Fingerprint) -> dict[str, Sequence[str
                     made_by[record.id] = None
 
             ids = source.copy(info.namespace, keep).ids
-            found[info.namespace] = [n for n in ids if made_by[n] not in (None, fingerprint)]
+            due = [name for name in ids if made_by[name] not in (None, current)]
+            found[info.namespace] = _Found(
+                ids=[name for name in due if not is_own_id(name)],
+                codebooks=[name for name in due if is_own_id(name)],
+            )
     return found
 
 
@@ -105,11 +126,13 @@ def _without_chunks(store: Store, namespace: str, ids: Sequence[str]) -> list[Do
     return sorted(records, key=lambda record: ids.index(record.id))
 
 
-def _learned(model: AnsweringModel, record: DocumentRecord, batch_size: int) -> DocumentRecord:
+def _learned(
+    model: AnsweringModel, record: DocumentRecord, batch_size: int, bits: ModulationBits
+) -> DocumentRecord:
     chunks = cut_document(model, record.text)
     return replace(
         record,
-        chunks=tuple(amortize_chunks(model, chunks, batch_size=batch_size)),
+        chunks=tuple(amortize_chunks(model, chunks, batch_size=batch_size, bits=bits)),
         num_tokens=sum(chunk.num_tokens for chunk in chunks),
     )
 
@@ -119,6 +142,8 @@ def reindex_with_bundle(
     bundle: Path,
     *,
     device: str = "cpu",
+    bits: ModulationBits = DEFAULT_BITS,
+    everything: bool = False,
     begin: Begin = nothing,
     advance: Advance = nothing,
 ) -> int:
@@ -131,4 +156,4 @@ def reindex_with_bundle(
     from mac_core.networks.build import load_bundle  # here: torch is for the work alone
 
     model = load_bundle(bundle, device=device)
-    return reindex(store_url, model, begin=begin, advance=advance)
+    return reindex(store_url, model, bits=bits, everything=everything, begin=begin, advance=advance)

@@ -21,6 +21,7 @@ from mac_core.engine.scheduler import Scheduler
 from mac_core.engine.tickets import ReadTicket, WriteTicket
 from mac_core.errors import DocumentNotFound, StoreError
 from mac_core.memory.bank import MemoryBank
+from mac_core.memory.codebook_records import is_own_id
 from mac_core.memory.shared import SharedStore
 from mac_core.memory.store import Store
 from mac_core.networks.model import AnswerRequest
@@ -153,10 +154,14 @@ class Serving:
         Raises:
             DocumentNotFound: it is not there, or has expired.
         """
-        info = self.store.info(namespace, document_id)
+        info = None if is_own_id(document_id) else self.store.info(namespace, document_id)
         if info is None or self.has_expired(info):
             raise DocumentNotFound(namespace=namespace, document_id=document_id)
         return info
+
+    def is_shown(self, info: DocumentInfo) -> bool:
+        """Whether a list shows it: a document, and not expired."""
+        return not (is_own_id(info.id) or self.has_expired(info))
 
     def has_expired(self, info: DocumentInfo) -> bool:
         return info.expires_at is not None and info.expires_at <= self._clocks.now()

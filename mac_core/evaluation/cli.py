@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from mac_core.evaluation.command_compaction import compaction
 from mac_core.evaluation.command_conflicts import conflicts
 from mac_core.evaluation.command_locality import locality
 from mac_core.evaluation.command_retention import retention
@@ -149,6 +150,7 @@ def transfer(
     )
 
 
+app.command()(compaction)
 app.command()(retention)
 app.command()(locality)
 app.command()(unanswerable)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from mac_core.config import DEFAULT_BITS, ModulationBits
 from mac_core.engine.offline import Advance, amortize_chunks, cut_document
 from mac_core.engine.ports import AnsweringModel
 from mac_core.errors import InvalidInput
@@ -48,14 +49,15 @@ def learn_records(
     documents: Sequence[Document],
     *,
     batch_size: int,
+    bits: ModulationBits = DEFAULT_BITS,
     track: Track = untracked,
 ) -> list[DocumentRecord]:
-    """As `learn_documents`, without publishing."""
+    """As `learn_documents`, without publishing; `bits` for each stored value."""
     check_ids(documents)
     parts = [cut_document(model, document.text) for document in documents]
     flat = [chunk for chunks in parts for chunk in chunks]
     advance = track("learn", len(flat))
-    stored = amortize_chunks(model, flat, batch_size=batch_size, advance=advance)
+    stored = amortize_chunks(model, flat, batch_size=batch_size, bits=bits, advance=advance)
     rest = iter(stored)
     return [
         _record(document, tuple(next(rest) for _ in chunks))

@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 
+from mac_core.config import DEFAULT_BITS, ModulationBits
 from mac_core.engine.ports import AnsweringModel
 from mac_core.evaluation.learned import (
     DOCUMENT_KEY,
@@ -35,8 +36,16 @@ class LearnedCache:
         StoreError: the directory is in use, or holds something else.
     """
 
-    def __init__(self, directory: Path | None, *, fingerprint: Fingerprint) -> None:
-        self._namespace = _namespace(fingerprint)
+    def __init__(
+        self,
+        directory: Path | None,
+        *,
+        fingerprint: Fingerprint,
+        bits: ModulationBits = DEFAULT_BITS,
+    ) -> None:
+        """`bits`: of each value of what is learned here; other bits lie beside it."""
+        self.bits = bits
+        self._namespace = _namespace(fingerprint, bits)
         self._store = None if directory is None else SqliteStore(directory, fingerprint=fingerprint)
 
     def __enter__(self) -> LearnedCache:
@@ -108,23 +117,33 @@ class GrowingBank:
         advance = self._track("learn", len(documents))
         for first in range(0, len(documents), DOCUMENTS_AT_ONCE):
             part = documents[first : first + DOCUMENTS_AT_ONCE]
-            records = self._records(part)
+            records = learned_records(
+                self._model, part, cache=self._cache, batch_size=self._batch_size
+            )
             publish(self._model, self.bank, records, version=self.view.version + 1)
             advance(len(part))
         return self.view
 
-    def _records(self, documents: Sequence[Document]) -> list[DocumentRecord]:
-        """Of each document, in order; what no cache holds is learned together and kept."""
-        found = {document.id: self._cache.read(document) for document in documents}
-        missing = [document for document in documents if found[document.id] is None]
-        learned = learn_records(self._model, missing, batch_size=self._batch_size)
-        self._cache.keep(missing, learned)
-        made = {record.id: record for record in learned}
-        return [found[document.id] or made[str(document.id)] for document in documents]
+
+def learned_records(
+    model: AnsweringModel,
+    documents: Sequence[Document],
+    *,
+    cache: LearnedCache,
+    batch_size: int,
+) -> list[DocumentRecord]:
+    """Of each document, in order; what no cache holds is learned together and kept."""
+    found = {document.id: cache.read(document) for document in documents}
+    missing = [document for document in documents if found[document.id] is None]
+    learned = learn_records(model, missing, batch_size=batch_size, bits=cache.bits)
+    cache.keep(missing, learned)
+    made = {record.id: record for record in learned}
+    return [found[document.id] or made[str(document.id)] for document in documents]
 
 
-def _namespace(fingerprint: Fingerprint) -> str:
-    return f"{fingerprint.amortization_hash[:16]}-{fingerprint.base_lm_hash[:16]}"
+def _namespace(fingerprint: Fingerprint, bits: ModulationBits) -> str:
+    name = f"{fingerprint.amortization_hash[:16]}-{fingerprint.base_lm_hash[:16]}"
+    return name if bits == 8 else f"{name}-{bits}"  # 8: as caches were before there was a choice
 
 
 def _renamed(record: DocumentRecord, document: Document) -> DocumentRecord:

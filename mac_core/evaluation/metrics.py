@@ -94,6 +94,14 @@ def normal(values: Sequence[float]) -> Estimate:
     return Estimate(mean=mean, low=max(0.0, mean - half), high=min(1.0, mean + half))
 
 
+def paired_difference(after: Sequence[float], before: Sequence[float]) -> Estimate:
+    """The mean of what each question gained, with the normal interval; it may be below 0."""
+    gains = [one - other for one, other in zip(after, before, strict=True)]
+    mean = fmean(gains)
+    half = Z_95 * stdev(gains) / sqrt(len(gains)) if len(gains) > 1 else inf
+    return Estimate(mean=mean, low=mean - half, high=mean + half)
+
+
 def paired_ratio(after: Sequence[float], before: Sequence[float]) -> Estimate:
     """The ratio of two means over the same questions; its interval by the delta method.
 

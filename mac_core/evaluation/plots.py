@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mac_core.errors import InvalidInput
+from mac_core.evaluation.compaction import CompactionResult
 from mac_core.evaluation.retention import RetentionResult
 from mac_core.evaluation.selective import CurvePoint
 from mac_core.evaluation.unanswerable import UnanswerableEvaluation
@@ -54,6 +55,27 @@ def draw_retention(result: RetentionResult, path: Path) -> None:
         axes.set_ylabel("F1, percent")
         axes.set_title(
             f"{result.num_questions} questions on the first {sizes[0]:,} documents", fontsize=10
+        )
+
+
+def draw_compaction(result: CompactionResult, path: Path) -> None:
+    """F1 over the bytes of a document's modulation, a line for each method, with 95 % bars."""
+    with _axes(path) as axes:
+        for method in dict.fromkeys(one.setting.method for one in result.settings):
+            mine = [one for one in result.settings if one.setting.method == method]
+            heights = [100 * one.f1.mean for one in mine]
+            # The bars are of the paired differences: all settings answer the same questions.
+            below = [100 * (one.f1_gain.mean - one.f1_gain.low) for one in mine]
+            above = [100 * (one.f1_gain.high - one.f1_gain.mean) for one in mine]
+            sizes = [one.modulation_bytes / 1024 for one in mine]
+            axes.errorbar(sizes, heights, (below, above), marker="o", capsize=3, label=method)
+        axes.set_xscale("log", base=2)
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.set_ylim(bottom=0)
+        axes.set_xlabel("KiB of a document's modulation")
+        axes.set_ylabel("F1, percent")
+        axes.set_title(
+            f"{result.num_questions} questions, {result.num_documents:,} documents", fontsize=10
         )
 
 

@@ -17,7 +17,7 @@ import typer
 from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from mac_core.config import Precision
+from mac_core.config import DEFAULT_BITS, ModulationBits, Precision
 from mac_core.errors import MacError
 
 if TYPE_CHECKING:
@@ -108,10 +108,13 @@ def reporting_errors() -> Iterator[None]:
 
 
 @contextmanager
-def measuring(options: RunOptions, **identity: Any) -> Iterator[Session]:
+def measuring(
+    options: RunOptions, *, bits: ModulationBits = DEFAULT_BITS, **identity: Any
+) -> Iterator[Session]:
     """Load the bundle and open what the run keeps.
 
     Args:
+        bits: of each stored value of what is learned.
         identity: what decides an answer beside the options; another run's answers are refused.
             `max_documents` as the command got it: without a draw the seed decides none.
 
@@ -137,7 +140,7 @@ def measuring(options: RunOptions, **identity: Any) -> Iterator[Session]:
     origin = _origin(model, options)
     log = AnswerLog(options.resume, run=_identity(origin, identity))
     with (
-        LearnedCache(_cache_directory(options), fingerprint=model.fingerprint) as cache,
+        LearnedCache(_cache_directory(options), fingerprint=model.fingerprint, bits=bits) as cache,
         _progress() as track,
     ):
         yield Session(model=model, origin=origin, log=log, cache=cache, track=track)

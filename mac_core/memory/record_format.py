@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -18,10 +19,14 @@ from torch import Tensor
 
 from mac_core.errors import CorruptRecord, ForeignRecord, InvalidInput, StoreError
 from mac_core.memory.chunking import Chunk
+from mac_core.memory.codebook import Codebook
+from mac_core.memory.narrowing import offset_steps
+from mac_core.memory.quantization import SlotEncoding
 from mac_core.memory.records import DocumentRecord, StoredChunk, StoredModulation, canonical_json
 from mac_core.types import Fingerprint
 
-FORMAT_VERSION = 1
+# 1: int8 slots, int32 offsets. 2: each chunk's slots say how they lie, and offsets are steps.
+FORMAT_VERSION = 2
 # What the store itself assigns (version, created_at) is not in the header: it is known only inside
 # the write, which may happen on another machine.
 DOCUMENT_FIELDS = (
@@ -41,6 +46,8 @@ def encode_record(record: DocumentRecord, fingerprint: Fingerprint) -> tuple[str
         for chunk in record.chunks
         for name, tensor in chunk.stored.tensors()
     }
+    if record.codebook is not None:
+        tensors["codebook"] = record.codebook.centroids
     tensors["text"] = _text_tensor(record.text)
     payload = save(tensors)
     header: dict[str, object] = {
@@ -49,6 +56,7 @@ def encode_record(record: DocumentRecord, fingerprint: Fingerprint) -> tuple[str
         "base_lm_hash": fingerprint.base_lm_hash,
         "document": {name: _plain(getattr(record, name)) for name in DOCUMENT_FIELDS},
         "chunks": [[c.chunk.start, c.chunk.end, c.chunk.num_tokens] for c in record.chunks],
+        "slots": [asdict(chunk.stored.encoding) for chunk in record.chunks],
         "tensors": {name: _describe(tensor) for name, tensor in tensors.items()},
         "payload_sha256": hashlib.sha256(payload).hexdigest(),
     }
@@ -86,11 +94,19 @@ def decode_record(
         if {key: _describe(tensor) for key, tensor in tensors.items()} != parsed["tensors"]:
             raise ValueError("the payload's tensors are not those that the header describes")
         text = bytes(tensors["text"].numpy()).decode("utf-8")
+        encodings = parsed.get("slots", [None] * len(parsed["chunks"]))
         chunks = tuple(
-            _decode_chunk(index, span, text, tensors) for index, span in enumerate(parsed["chunks"])
+            _decode_chunk(index, span, text, tensors, encoding)
+            for index, (span, encoding) in enumerate(zip(parsed["chunks"], encodings, strict=True))
         )
+        codebook = Codebook(centroids=tensors["codebook"]) if "codebook" in tensors else None
         return DocumentRecord(
-            **parsed["document"], text=text, chunks=chunks, version=version, created_at=created_at
+            **parsed["document"],
+            text=text,
+            chunks=chunks,
+            codebook=codebook,
+            version=version,
+            created_at=created_at,
         )
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
         raise CorruptRecord(f"{name}: {error}") from error
@@ -111,13 +127,25 @@ def check_record(header: str, payload: bytes, *, name: str = "the record") -> Fi
 
 
 def _decode_chunk(
-    index: int, span: tuple[int, int, int], text: str, tensors: Mapping[str, Tensor]
+    index: int,
+    span: tuple[int, int, int],
+    text: str,
+    tensors: Mapping[str, Tensor],
+    encoding: Mapping[str, Any] | None,
 ) -> StoredChunk:
+    """`encoding`: None in format 1."""
     start, end, num_tokens = span
     prefix = f"{index}."
-    mine = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+    mine: dict[str, Any] = {
+        key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)
+    }
+    if encoding is None:
+        encoding = {"width": mine["slots"].shape[1]}
+        mine["token_offsets"] = offset_steps(mine["token_offsets"])
     chunk = Chunk(index=index, text=text[start:end], start=start, end=end, num_tokens=num_tokens)
-    return StoredChunk(chunk=chunk, stored=StoredModulation(**mine))
+    return StoredChunk(
+        chunk=chunk, stored=StoredModulation(encoding=SlotEncoding(**encoding), **mine)
+    )
 
 
 def _checked_header(header: str, name: str) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from typing import Any
 
 from mac_core.errors import InvalidInput
 from mac_core.memory.chunking import Chunk
+from mac_core.memory.codebook import Codebook
 from mac_core.memory.quantization import StoredModulation, pack
 from mac_core.types import Document, DocumentInfo, MetadataValue
 
@@ -55,6 +56,12 @@ class DocumentRecord:
     num_tokens: int
     chunks: tuple[StoredChunk, ...]
     version: int = 0  # the namespace's version that wrote it; 0: not written yet
+    codebook: Codebook | None = None  # of the bank's own records: what other records' slots need
+
+    @property
+    def num_bytes(self) -> int:
+        """Of the modulations; text and header come on top where it is stored."""
+        return sum(part.stored.num_bytes for part in self.chunks)
 
     def info(self, *, with_text: bool = False) -> DocumentInfo:
         """What the list shows of it."""

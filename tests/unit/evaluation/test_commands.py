@@ -153,6 +153,27 @@ def test_unanswerable_reports_both_modes_and_draws(
     assert {row["confidence"] for row in rows if row["id"] == "none"} == {0.1}
 
 
+def test_compaction_compares_settings_and_draws(invoke: Any, dev: Path, tmp_path: Path) -> None:
+    plot = tmp_path / "compaction.svg"
+    values = line(
+        invoke("compaction", "--data", dev, "--settings", "bits:1,bits:8,average:8@8",
+               "--limit", 3, "--plot", plot)
+    )  # fmt: skip
+    assert (values["baseline"], values["questions"], values["documents"]) == ("bits:1", 3, 4)
+    assert [one["setting"] for one in values["results"]] == ["bits:1", "bits:8", "average:8@8"]
+    assert {one["f1_gain"] for one in values["results"]} == {0.0}
+    assert plot.exists()
+
+
+@pytest.mark.parametrize("settings", ["shrink:4", "bits:1,bits:1"])
+def test_compaction_settings_that_cannot_be_are_one_line(
+    invoke: Any, dev: Path, settings: str
+) -> None:
+    refused = invoke("compaction", "--data", dev, "--settings", settings)
+    assert refused.exit_code == 1
+    assert len(refused.stderr.strip().splitlines()) == 1
+
+
 def test_transfer_scores_fairytales_as_squad_seq_does(invoke: Any, tales: Path) -> None:
     values = line(invoke("transfer", "--data", tales, "--modes", "memory"))
     assert (values["dataset"], values["documents"], values["questions"]) == ("transfer", 3, 3)
@@ -177,6 +198,7 @@ def test_transfer_to_held_out_articles_asks_of_those_alone(
     [
         (("retention", "--sizes", "2,4"), False),
         (("unanswerable",), False),
+        (("compaction", "--settings", "bits:1,merge:8@8"), False),
         (("transfer", "--modes", "memory"), False),
         (("squad-seq", "--modes", "memory"), False),
         (("locality",), True),
@@ -199,7 +221,7 @@ def test_every_command_ends_with_its_line_and_says_how_to_repeat_it(
     assert {"commit", "seed", "config_fingerprint", "device"} <= set(values)
 
 
-@pytest.mark.parametrize("name", ["retention", "unanswerable"])
+@pytest.mark.parametrize("name", ["retention", "unanswerable", "compaction"])
 def test_a_plot_without_matplotlib_is_refused_before_anything_is_measured(
     invoke: Any, reader: Any, dev: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:

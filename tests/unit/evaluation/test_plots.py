@@ -5,11 +5,13 @@ import pytest
 
 from mac_core.errors import InvalidInput
 from mac_core.evaluation import plots
+from mac_core.evaluation.compaction import CompactionResult, SettingResult
 from mac_core.evaluation.dataset import SquadQuestion
 from mac_core.evaluation.metrics import Estimate
 from mac_core.evaluation.results import Origin, Prediction
 from mac_core.evaluation.retention import RetentionResult, SizeResult
 from mac_core.evaluation.unanswerable import UnanswerableEvaluation, score_selectivity
+from mac_core.memory.compaction import parse_compaction
 
 
 @pytest.fixture
@@ -49,6 +51,26 @@ def unanswerable(origin: Origin) -> UnanswerableEvaluation:
     )
 
 
+@pytest.fixture
+def compaction(origin: Origin) -> CompactionResult:
+    share = Estimate(mean=0.5, low=0.4, high=0.6)
+    settings = tuple(
+        SettingResult(
+            setting=parse_compaction(name),
+            modulation_bytes=size,
+            record_bytes=size + 3000,
+            codebook_bytes=0,
+            f1=share,
+            strict_em=share,
+            f1_gain=share,
+            em_gain=share,
+            same_answers=1.0,
+        )
+        for name, size in (("bits:1", 262_144), ("bits:8", 32_768), ("merge:64@4", 4_096))
+    )
+    return CompactionResult(settings=settings, num_documents=2067, num_questions=7, origin=origin)
+
+
 def words(path: Path) -> set[str]:
     """Every text of an SVG; fails on what is not XML."""
     return {text.strip() for text in ElementTree.parse(path).getroot().itertext()}
@@ -65,6 +87,12 @@ def test_risk_is_drawn_over_coverage(unanswerable: UnanswerableEvaluation, tmp_p
     plots.draw_risk_coverage(unanswerable, path)
     assert {"hybrid", "2000 answerable, 0 unanswerable"} <= words(path)
     assert path.stat().st_size < 50_000
+
+
+def test_compaction_is_drawn_by_method(compaction: CompactionResult, tmp_path: Path) -> None:
+    path = tmp_path / "compaction.svg"
+    plots.draw_compaction(compaction, path)
+    assert {"bits", "merge", "7 questions, 2,067 documents"} <= words(path)
 
 
 def test_the_same_curve_gives_the_same_file(retention: RetentionResult, tmp_path: Path) -> None:

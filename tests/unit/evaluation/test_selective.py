@@ -2,7 +2,7 @@ from math import sqrt
 
 import pytest
 
-from mac_core.evaluation.metrics import paired_ratio
+from mac_core.evaluation.metrics import paired_difference, paired_ratio
 from mac_core.evaluation.selective import (
     area_under_risk,
     auroc,
@@ -105,3 +105,14 @@ def test_a_paired_ratio_by_hand() -> None:
 
 def test_a_paired_ratio_to_nothing_is_unbounded() -> None:
     assert paired_ratio([0.5, 0.1], [0.0, 0.0]).low == float("-inf")
+
+
+def test_a_paired_difference_by_hand() -> None:
+    gain = paired_difference([0.5, 0.0, 0.5], [0.5, 0.5, 1.0])
+    assert gain.mean == pytest.approx(-1 / 3)
+    # Standard deviation of (0, -0.5, -0.5) is 0.2887; times 1.96 over the root of 3.
+    assert (gain.low, gain.high) == pytest.approx((-0.66, -0.0066), abs=1e-3)
+
+
+def test_a_paired_difference_of_one_question_is_unbounded() -> None:
+    assert paired_difference([1.0], [0.0]).high == float("inf")

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from mac_core.config import MODULATION_BITS, ModulationBits
 from mac_core.errors import CorruptRecord, ForeignRecord, InvalidInput, StoreError
+from mac_core.memory.codebook import train_codebook
+from mac_core.memory.codebook_records import codebook_record
+from mac_core.memory.quantization import pack
 from mac_core.memory.record_format import decode_record, encode_record
 from mac_core.memory.records import (
     DocumentRecord,
@@ -141,6 +149,63 @@ def test_a_foreign_record_can_be_read_on_purpose(
 
 def test_a_newer_format_is_refused(make_record: MakeRecord, fingerprint: Fingerprint) -> None:
     header, payload = encode_record(make_record("d"), fingerprint)
-    newer = canonical_json(json.loads(header) | {"format_version": 2})
-    with pytest.raises(StoreError, match="record format 2 .*newer"):
+    newer = canonical_json(json.loads(header) | {"format_version": 3})
+    with pytest.raises(StoreError, match="record format 3 .*newer"):
         read(newer, payload, fingerprint)
+
+
+OLD = json.loads((Path(__file__).parent / "data" / "record-format-1.json").read_text())
+
+
+def test_a_record_of_format_1_still_opens(fingerprint: Fingerprint) -> None:
+    record = read(OLD["header"], base64.b64decode(OLD["payload"]), fingerprint)
+    assert (record.id, record.text, len(record.chunks)) == ("old", "ab cde\u00e9f ghi", 2)
+    modulation = record.chunks[1].stored.unpack()
+    for name, values in OLD["second_chunk"].items():
+        expected = torch.tensor(values)
+        torch.testing.assert_close(getattr(modulation, name), expected, rtol=1e-6, atol=1e-6)
+
+
+def test_a_record_of_format_1_is_written_again_as_the_present_one(
+    fingerprint: Fingerprint,
+) -> None:
+    old = read(OLD["header"], base64.b64decode(OLD["payload"]), fingerprint)
+    new = read(*encode_record(old, fingerprint), fingerprint)
+    for before, after in zip(old.chunks, new.chunks, strict=True):
+        assert torch.equal(before.stored.unpack().slots, after.stored.unpack().slots)
+        assert torch.equal(
+            before.stored.unpack().token_offsets, after.stored.unpack().token_offsets
+        )
+
+
+@pytest.mark.parametrize("bits", MODULATION_BITS)
+def test_every_number_of_bits_comes_back_beside_others(
+    make_record: MakeRecord, make_modulation: Any, fingerprint: Fingerprint, bits: ModulationBits
+) -> None:
+    record = make_record("d", parts=["first ", "second"], text="first second")
+    stored = pack(make_modulation("first "), bits=bits)
+    mixed = replace(record, chunks=(replace(record.chunks[0], stored=stored), record.chunks[1]))
+    decoded = read(*encode_record(mixed, fingerprint), fingerprint)
+    assert [part.stored.encoding.bits for part in decoded.chunks] == [bits, 8]
+    assert torch.equal(decoded.chunks[0].stored.unpack().slots, stored.unpack().slots)
+
+
+def test_a_codebook_comes_back_as_a_record(fingerprint: Fingerprint) -> None:
+    codebook = train_codebook(torch.randn(20, 8), num_parts=2)
+    record = codebook_record(codebook, namespace="n", now=1.0)
+    decoded = read(*encode_record(record, fingerprint), fingerprint)
+    assert decoded.codebook is not None
+    assert torch.equal(decoded.codebook.centroids, codebook.centroids)
+    assert decoded.id == record.id
+    assert decoded.id.endswith(codebook.id)
+
+
+def test_encodings_that_do_not_go_with_the_chunks_are_corrupt(
+    make_record: MakeRecord, fingerprint: Fingerprint
+) -> None:
+    header, payload = encode_record(make_record("d"), fingerprint)
+    values = {k: v for k, v in json.loads(header).items() if k != "header_sha256"}
+    values["slots"] = []
+    digest = hashlib.sha256(canonical_json(values).encode()).hexdigest()
+    with pytest.raises(CorruptRecord, match="document 'd'"):
+        read(canonical_json(values | {"header_sha256": digest}), payload, fingerprint)

@@ -1,26 +1,62 @@
-"""int8 loses little, and the same little every time."""
+"""Few bits lose little, and the same little every time."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
 
-from mac_core.memory.quantization import BLOCK, pack
+from mac_core.config import MODULATION_BITS, ModulationBits
+from mac_core.memory.codebook import train_codebook
+from mac_core.memory.quantization import pack, with_codebook, with_vectors
 from mac_core.types import Modulation
 
 Make = Callable[..., Modulation]
 
 
-def test_slots_come_back_within_half_a_level_of_their_block(make_modulation: Make) -> None:
+@pytest.mark.parametrize("bits", MODULATION_BITS)
+def test_every_number_of_bits_comes_back_near_what_it_was(
+    make_modulation: Make, bits: ModulationBits
+) -> None:
     modulation = make_modulation("x")
-    stored = pack(modulation)
-    assert stored.slot_scales.shape == (2, 2)  # 130 values: a whole block and a short one
-    bound = stored.slot_scales.float().repeat_interleave(BLOCK, dim=1)[:, :130]
-    error = (stored.unpack().slots - modulation.slots).abs()
-    # Half a level by rounding, and the scale's own float16 rounding at the extremes.
-    assert bool((error <= bound * 0.6).all())
+    stored = pack(modulation, bits=bits)
+    assert (stored.encoding.bits, stored.num_slots) == (bits, 2)
+    lost = (stored.unpack().slots - modulation.slots).norm() / modulation.slots.norm()
+    assert float(lost) < {32: 1e-9, 16: 1e-3, 8: 0.01, 4: 0.11, 2: 0.38}[bits]
+
+
+def test_what_slots_have_in_common_is_stored_once(make_modulation: Make) -> None:
+    modulation = make_modulation("x")
+    modulation.slots[:] += 50
+    lost = pack(modulation, bits=4).unpack().slots - modulation.slots
+    assert float(lost.square().mean().sqrt()) < 0.15  # of 50: nothing, of the rest: 4 bits
+
+
+def test_one_slot_has_nothing_in_common_with_others(make_modulation: Make) -> None:
+    modulation = replace(make_modulation("x"), slots=torch.ones(1, 130))
+    stored = pack(modulation, bits=4)
+    assert stored.slot_center is None
+    torch.testing.assert_close(stored.unpack().slots, modulation.slots, rtol=0, atol=0.3)
+
+
+def test_slots_that_share_a_vector_come_back_alike(make_modulation: Make) -> None:
+    vectors = torch.randn(2, 130, generator=torch.Generator().manual_seed(0))
+    stored = with_vectors(pack(make_modulation("x")), vectors, torch.tensor([1, 0, 1]), bits=8)
+    slots = stored.unpack().slots
+    assert (stored.num_slots, slots.shape) == (3, (3, 130))
+    assert torch.equal(slots[0], slots[2])
+    torch.testing.assert_close(slots[1], vectors[0], rtol=0, atol=0.02)
+
+
+def test_codes_come_back_through_their_codebook(make_modulation: Make) -> None:
+    slots = make_modulation("x").slots
+    stored = with_codebook(pack(make_modulation("x")), slots, train_codebook(slots, num_parts=5))
+    assert stored.slots.shape == (2, 5)
+    torch.testing.assert_close(stored.unpack().slots, slots, rtol=0, atol=0.01)
+    with pytest.raises(ValueError, match=f"codebook {stored.encoding.codebook_id}"):
+        replace(stored, codebook=None).unpack()
 
 
 def test_pointer_keys_are_scaled_by_token(make_modulation: Make) -> None:
@@ -61,7 +97,7 @@ def test_values_without_a_scale_are_refused(make_modulation: Make, value: float)
 
 def test_num_bytes_counts_every_tensor(make_modulation: Make) -> None:
     stored = pack(make_modulation("x"))
-    slots, key, tokens, pointer = 2 * 130 + 2 * 2 * 2, 8 * 2, 3 * 4 + 6 * 4, 3 * 6 + 3 * 2
+    slots, key, tokens, pointer = 2 * 130 + 2 * 2 * 2, 8 * 2, 3 * 2 + 6 * 1, 3 * 6 + 3 * 2
     assert stored.num_bytes == slots + key + tokens + pointer
 
 

@@ -38,6 +38,21 @@ def test_flag_beats_environment_beats_file_beats_default(
     assert settings.device == "cpu"
 
 
+@pytest.mark.parametrize("bits", [32, 16, 8, 4, 2])
+def test_stored_bits_reach_the_engine(monkeypatch: pytest.MonkeyPatch, bits: int) -> None:
+    monkeypatch.setenv("MAC_MODULATION_BITS", str(bits))
+    assert load_settings().engine_config().modulation_bits == bits
+
+
+@pytest.mark.parametrize("bits", ["3", "int8", "64"])
+def test_stored_bits_that_there_are_not_are_refused(
+    monkeypatch: pytest.MonkeyPatch, bits: str
+) -> None:
+    monkeypatch.setenv("MAC_MODULATION_BITS", bits)
+    with pytest.raises(SettingsError, match=f"MAC_MODULATION_BITS.*{bits}"):
+        load_settings()
+
+
 def test_mac_config_names_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MAC_CONFIG", str(write(tmp_path, "port = 9000")))
     assert load_settings().port == 9000
