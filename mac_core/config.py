@@ -200,8 +200,30 @@ class ModelConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class IndexConfig:
+    """What proposes the chunks nearest to a question; their scores are always computed exactly.
+
+    `exact` and `flat` miss nothing; `ivf` and `hnsw` are quicker in a large bank and may.
+    """
+
+    kind: Literal["exact", "flat", "ivf", "hnsw"] = "exact"
+    min_chunks: int = 50_000  # in a smaller bank every key is looked at: that is as quick
+    probes: int = 32  # ivf: cells looked at
+    links: int = 16  # hnsw: of a chunk to others
+    ef_construction: int = 64  # hnsw: breadth of the search for them
+    ef_search: int = 128  # hnsw: breadth of the search for a question's
+    max_removed_share: float = 0.05  # of the index, before it is built anew; in [0, 1)
+    directory: str | None = None  # where built ones are kept for the next start; None: nowhere
+
+    def __post_init__(self) -> None:
+        _check_positive(self, "min_chunks", "probes", "links", "ef_construction", "ef_search")
+        if not 0.0 <= self.max_removed_share < 1.0:
+            raise ValueError(f"max_removed_share={self.max_removed_share} is not in [0, 1)")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EngineConfig:
-    """How the engine runs; nothing here changes an answer."""
+    """How the engine runs; nothing here changes an answer, but an `index` that misses a chunk."""
 
     max_batch_questions: int = 16
     max_batch_chunks: int = 16
@@ -211,6 +233,7 @@ class EngineConfig:
     default_timeout_ms: float = 60_000.0
     num_threads: int | None = None  # torch intra-op threads; None: torch's own choice
     device: str = "cpu"
+    index: IndexConfig = IndexConfig()
 
     def __post_init__(self) -> None:
         _check_positive(self, "max_batch_questions", "max_batch_chunks", "max_queued_questions")

@@ -92,6 +92,10 @@ class ForeignRecord(StoreError):
     """A stored record was made by another amortization network or base LM."""
 
 
+class ConfigurationError(MacError):
+    """A setting cannot be used here, such as one that needs what is not installed."""
+
+
 class CheckpointError(MacError):
     """Weights, configuration or manifest of a bundle do not belong together."""
 

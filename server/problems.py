@@ -18,6 +18,7 @@ from starlette.exceptions import HTTPException as StarletteHTTPException
 from mac_core.errors import (
     BankBehind,
     CheckpointError,
+    ConfigurationError,
     CorruptRecord,
     DeadlineExceeded,
     DocumentExists,
@@ -51,6 +52,7 @@ PROBLEMS: dict[type[MacError], tuple[int, str]] = {
     StoreError: (503, "store_unavailable"),
     CorruptRecord: (503, "corrupt_record"),
     ForeignRecord: (503, "foreign_record"),
+    ConfigurationError: (500, "configuration_error"),
     CheckpointError: (500, "checkpoint_error"),
     EngineFailed: (500, "engine_failed"),
 }

@@ -137,7 +137,7 @@ class Engine:
             detail=detail or ("" if follower is None else follower.detail),
             model=self._name if serving is None else serving.model.config.name,
             num_documents=sum(view.num_documents for view in views),
-            num_chunks=sum(len(view.entries) for view in views),
+            num_chunks=sum(view.num_chunks for view in views),
             bank_bytes=sum(view.num_bytes for view in views),
             queued_questions=self._scheduler.count_questions(),
             queued_documents=self._scheduler.count_documents(),

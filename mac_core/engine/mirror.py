@@ -65,8 +65,7 @@ class Mirror:
     def find_next_expiry(self) -> None:
         """Look at every document; after some have expired."""
         views = [self._bank.view(namespace) for namespace in self._bank.namespaces()]
-        times = [float(view.expires_at.min()) for view in views if view.entries]
-        self.next_expiry = min(times, default=float("inf"))
+        self.next_expiry = min([view.next_expiry for view in views], default=float("inf"))
 
     def _expect_expiry(self, records: Sequence[DocumentRecord]) -> None:
         times = [record.expires_at for record in records if record.expires_at is not None]

@@ -19,6 +19,7 @@ from mac_core.engine.scheduler import Scheduler
 from mac_core.engine.tickets import ReadTicket
 from mac_core.errors import DocumentNotFound, StoreError
 from mac_core.memory.bank import MemoryBank
+from mac_core.memory.faiss_index import index_maker
 from mac_core.memory.shared import SharedStore
 from mac_core.memory.store import Store
 from mac_core.networks.model import AnswerRequest
@@ -52,7 +53,9 @@ class Serving:
     ) -> None:
         self.model = model
         self.store = store
-        self.bank = MemoryBank(model.config.selection, device=config.device)
+        self.bank = MemoryBank(
+            model.config.selection, device=config.device, make_index=index_maker(config.index)
+        )
         self.last_step: float | None = None  # monotonic seconds
         self.follower: Follower | None = None  # of a store that others write to as well
         self._scheduler = scheduler
@@ -112,6 +115,7 @@ class Serving:
         finally:
             if self.follower is not None:
                 self.follower.stop()
+            self.bank.close()
 
     def _take_turns(self) -> None:
         while True:
