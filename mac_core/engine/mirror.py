@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from types import MappingProxyType
 
 from mac_core.engine.ports import AnsweringModel
@@ -22,6 +23,7 @@ Keys = Sequence[AggregationKeys]  # of one document, by chunk
 OnEngine = Callable[[Callable[[], bool]], object]
 
 FETCHED_AT_ONCE = 16  # documents; each is about 0.1 MB a chunk
+LOADED_AT_ONCE = 1024  # documents that exist twice while the bank is filled
 MAX_ROUNDS = 4  # of looking again at what was written meanwhile
 
 
@@ -41,10 +43,12 @@ class Mirror:
             StoreError: a record cannot be read; ForeignRecord names the way out.
         """
         for info in self._store.namespaces():
-            records = list(self._store.scan(info.namespace))
+            records = self._store.scan(info.namespace)
             version = self._store.version(info.namespace)
-            keys = [self.keys_of(record) for record in records]
-            self._bank.apply(info.namespace, version, (), records, keys)
+            while part := list(islice(records, LOADED_AT_ONCE)):
+                keys = [self.keys_of(record) for record in part]
+                self._bank.apply(info.namespace, version, (), part, keys, is_part=True)
+            self._bank.apply(info.namespace, version, (), ())
         self.find_next_expiry()
 
     def wrote(

@@ -96,6 +96,8 @@ class MemoryBank:
         removed_ids: Sequence[str],
         records: Sequence[DocumentRecord],
         aggregation_keys: Sequence[Sequence[AggregationKeys | None]] | None = None,
+        *,
+        is_part: bool = False,
     ) -> BankView:
         """Publish the next view: without `removed_ids`, with `records` at the end.
 
@@ -105,6 +107,7 @@ class MemoryBank:
         Args:
             version: the store's, after the same write.
             aggregation_keys: by record, by chunk; None: no chunk has any.
+            is_part: the rest of the same version follows; the index waits for it.
 
         Raises:
             ValueError: keys and records do not belong together; nothing was changed.
@@ -131,7 +134,7 @@ class MemoryBank:
             self._indexes[namespace] = self._make_index(namespace)
         view = shelf.publish(version)
         index = self._indexes[namespace]
-        if index is not None:
+        if index is not None and not is_part:
             index.follow(view)
         return view
 

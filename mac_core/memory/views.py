@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 # Below so many chunks what is removed is taken out at once. Above, that would copy gigabytes for
 # one document: it is hidden, and taken out with others when they are one in `1 / HIDDEN_SHARE`.
-LAZY_CHUNKS = 50_000
+LAZY_CHUNKS = 10_000
 HIDDEN_SHARE = 1 / 16
 
 
