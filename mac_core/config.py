@@ -222,6 +222,24 @@ class IndexConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class BudgetConfig:
+    """What each namespace may hold, and what happens to a document that comes when it is full.
+
+    `refuse` it; or remove the `oldest` others, by order of writing; or those whose attention mass
+    in answers is least, `least_used`. Pinned documents are never removed.
+    """
+
+    max_documents: int | None = None  # None: no limit
+    max_bytes: int | None = None  # of quantised modulations
+    policy: Literal["refuse", "oldest", "least_used"] = "refuse"
+
+    def __post_init__(self) -> None:
+        for name in ("max_documents", "max_bytes"):
+            if getattr(self, name) is not None:
+                _check_positive(self, name)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EngineConfig:
     """How the engine runs; nothing here changes an answer, but an `index` that misses a chunk."""
 
@@ -234,6 +252,7 @@ class EngineConfig:
     num_threads: int | None = None  # torch intra-op threads; None: torch's own choice
     device: str = "cpu"
     index: IndexConfig = IndexConfig()
+    budget: BudgetConfig = BudgetConfig()
 
     def __post_init__(self) -> None:
         _check_positive(self, "max_batch_questions", "max_batch_chunks", "max_queued_questions")

@@ -48,6 +48,18 @@ class DocumentExists(MacError):
         self.document_id = document_id
 
 
+class BankFull(MacError):
+    """A document would take its namespace over a limit, and nothing may be removed for it."""
+
+    def __init__(self, *, namespace: str, what: str, size: int, limit: int) -> None:
+        super().__init__(
+            f"namespace {namespace!r} would hold {size} {what} that have to stay, "
+            f"the limit is {limit}"
+        )
+        self.namespace = namespace
+        self.limit = limit
+
+
 class Overloaded(MacError):
     """A lane's queue is full; try again after `retry_after_s`."""
 

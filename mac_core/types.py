@@ -31,6 +31,7 @@ class Document:
     published_at: float | None = None  # seconds since the epoch
     ttl_s: float | None = None
     on_conflict: OnConflict = "upsert"
+    pinned: bool = False  # never removed to make room
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,6 +62,7 @@ class DocumentInfo:
     version: int  # the namespace's version that wrote it
     metadata: Mapping[str, MetadataValue]
     text: str | None = None
+    pinned: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

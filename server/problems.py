@@ -17,6 +17,7 @@ from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from mac_core.errors import (
     BankBehind,
+    BankFull,
     CheckpointError,
     ConfigurationError,
     CorruptRecord,
@@ -45,6 +46,7 @@ PROBLEMS: dict[type[MacError], tuple[int, str]] = {
     QuestionTooLong: (422, "question_too_long"),
     DocumentNotFound: (404, "document_not_found"),
     DocumentExists: (409, "document_exists"),
+    BankFull: (507, "bank_full"),
     Overloaded: (429, "overloaded"),
     DeadlineExceeded: (504, "deadline_exceeded"),
     NotReady: (503, "not_ready"),

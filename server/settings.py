@@ -17,7 +17,7 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from mac_core.config import EngineConfig, IndexConfig
+from mac_core.config import BudgetConfig, EngineConfig, IndexConfig
 
 PREFIX = "MAC_"
 CONFIG_VARIABLE = "MAC_CONFIG"  # names the file, so it cannot stand in it
@@ -51,6 +51,9 @@ class Settings(BaseSettings):
     index_probes: int = Field(default=_INDEX.probes, ge=1)  # ivf
     index_ef_search: int = Field(default=_INDEX.ef_search, ge=1)  # hnsw
     index_max_removed_share: float = Field(default=_INDEX.max_removed_share, ge=0, lt=1)
+    max_bank_documents: int | None = Field(default=None, ge=1)  # in each namespace
+    max_bank_bytes: int | None = Field(default=None, ge=1)
+    bank_policy: Literal["refuse", "oldest", "least_used"] = BudgetConfig().policy
     max_body_bytes: int = Field(default=8 * 1024**2, ge=1024)
     max_document_chars: int = Field(default=_ENGINE.max_document_chars, ge=1)
     max_queued_questions: int = Field(default=_ENGINE.max_queued_questions, ge=1)
@@ -83,6 +86,11 @@ class Settings(BaseSettings):
             num_threads=self.num_threads,
             device=self.device,
             index=self._index_config(),
+            budget=BudgetConfig(
+                max_documents=self.max_bank_documents,
+                max_bytes=self.max_bank_bytes,
+                policy=self.bank_policy,
+            ),
         )
 
     def _index_config(self) -> IndexConfig:

@@ -19,9 +19,11 @@ from mac_core.engine.scheduler import Scheduler
 from mac_core.engine.tickets import ReadTicket
 from mac_core.errors import DocumentNotFound, StoreError
 from mac_core.memory.bank import MemoryBank
+from mac_core.memory.budget import Budget
 from mac_core.memory.faiss_index import index_maker
 from mac_core.memory.shared import SharedStore
 from mac_core.memory.store import Store
+from mac_core.memory.usage import UsageCounter
 from mac_core.networks.model import AnswerRequest
 from mac_core.types import DocumentInfo, EngineObserver
 
@@ -62,11 +64,14 @@ class Serving:
         self._observer = observer
         self._clocks = clocks
         self._mirror = self._make_mirror()
+        usage = UsageCounter(now=clocks.now)
+        counts_usage = config.budget.policy == "least_used"
         self._ingest = Ingest(
             model=model,
             store=store,
             bank=self.bank,
             mirror=self._mirror,
+            budget=Budget(config.budget, self.bank, usage),
             config=config,
             observer=observer,
             clock=clocks.monotonic,
@@ -78,6 +83,7 @@ class Serving:
             config=config,
             observer=observer,
             park=scheduler.park,
+            used=usage.note if counts_usage else lambda namespace, sources: None,
             is_stopping=lambda: scheduler.is_stopping,
             clock=clocks.monotonic,
             now=clocks.now,

@@ -138,6 +138,11 @@ class MemoryBank:
             index.follow(view)
         return view
 
+    def entries_of(self, namespace: str, document_id: str) -> list[BankEntry]:
+        """A document's chunks in order; none when it is not there."""
+        shelf = self._shelves.get(namespace)
+        return [] if shelf is None else shelf.entries_of(document_id)
+
     def drop(self, namespace: str) -> None:
         """Forget a namespace; views already taken stay readable."""
         self._shelves.pop(namespace, None)

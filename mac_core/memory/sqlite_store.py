@@ -19,6 +19,7 @@ from mac_core.memory.records import DocumentRecord, canonical_json, last_of_each
 from mac_core.memory.sqlite_rows import (
     INFO,
     INSERT,
+    PINNED,
     RECORD,
     in_parts,
     info_of,
@@ -140,8 +141,8 @@ class SqliteStore:
         matching = "AND metadata_matches(metadata, ?)" if filter else ""
         wanted = (canonical_json(filter),) if filter else ()
         rows = self._query(
-            f"SELECT {INFO} FROM documents WHERE namespace = ? AND position > ? {matching} "
-            "ORDER BY position LIMIT ?",
+            f"SELECT {INFO}, {PINNED} FROM documents "
+            f"WHERE namespace = ? AND position > ? {matching} ORDER BY position LIMIT ?",
             (namespace, after, *wanted, limit + 1),
         )
         page = rows[:limit]

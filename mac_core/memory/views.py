@@ -39,6 +39,7 @@ class BankEntry:
     expires_at: float | None
     stored: StoredModulation
     aggregation_keys: AggregationKeys | None
+    pinned: bool = False  # its document is never removed to make room
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -60,6 +61,8 @@ class BankView:
     num_documents: int
     num_chunks: int
     num_bytes: int  # of the quantised modulations
+    num_pinned_documents: int = 0
+    num_pinned_bytes: int = 0
 
 
 def empty_view(namespace: str, *, d_key: int, device: str) -> BankView:
@@ -123,6 +126,7 @@ def entries_of(
             expires_at=record.expires_at,
             stored=part.stored,
             aggregation_keys=keys,
+            pinned=record.pinned,
         )
         for part, keys in zip(record.chunks, aggregation_keys, strict=True)
     ]
@@ -154,6 +158,8 @@ class Shelf:
         self._next_expiry = float("inf")
         self._num_bytes = 0
         self._num_hidden = 0
+        self._num_pinned_documents = 0
+        self._num_pinned_bytes = 0
         self._next_row = 1
 
     def stack_keys(self, entries: Sequence[BankEntry]) -> Tensor:
@@ -185,7 +191,7 @@ class Shelf:
         entries = self._entries.items
         for place, row in zip(places, self._rows.rows[places].tolist(), strict=True):
             self.index.remove(row)
-            self._num_bytes -= entries[place].stored.num_bytes
+            self._count(entries[place], -1)
         for name in ids:
             self._first_row_of.pop(name, None)
         self._alive.fill(torch.tensor(places), False)
@@ -207,6 +213,12 @@ class Shelf:
         while end < len(entries) and entries[end].document_id == document_id:
             end += 1
         return range(first, end)
+
+    def _count(self, entry: BankEntry, sign: int) -> None:
+        self._num_bytes += sign * entry.stored.num_bytes
+        if entry.pinned:
+            self._num_pinned_bytes += sign * entry.stored.num_bytes
+            self._num_pinned_documents += sign * (entry.chunk == 0)
 
     def _compact(self) -> None:
         kept = self._alive.rows.nonzero()[:, 0]
@@ -231,7 +243,8 @@ class Shelf:
         for row, entry in zip(rows, entries, strict=True):
             self._first_row_of.setdefault(entry.document_id, row)
         self._next_expiry = min([self._next_expiry, *expires])
-        self._num_bytes += sum(entry.stored.num_bytes for entry in entries)
+        for entry in entries:
+            self._count(entry, 1)
         self._next_row += len(entries)
 
     def publish(self, version: int) -> BankView:
@@ -249,6 +262,8 @@ class Shelf:
             num_documents=len(self._first_row_of),
             num_chunks=len(self._entries.items) - self._num_hidden,
             num_bytes=self._num_bytes,
+            num_pinned_documents=self._num_pinned_documents,
+            num_pinned_bytes=self._num_pinned_bytes,
         )
         return self.view
 

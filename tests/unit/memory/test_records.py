@@ -144,3 +144,15 @@ def test_a_newer_format_is_refused(make_record: MakeRecord, fingerprint: Fingerp
     newer = canonical_json(json.loads(header) | {"format_version": 2})
     with pytest.raises(StoreError, match="record format 2 .*newer"):
         read(newer, payload, fingerprint)
+
+
+def test_a_record_that_is_not_pinned_is_written_as_before(
+    make_record: MakeRecord, fingerprint: Fingerprint
+) -> None:
+    header, payload = encode_record(make_record("d"), fingerprint)
+    assert "pinned" not in header
+    assert not read(header, payload, fingerprint).pinned
+    header, payload = encode_record(make_record("d", pinned=True), fingerprint)
+    assert read(header, payload, fingerprint).pinned
+    plain, pinned = Document(text="t"), Document(text="t", pinned=True)
+    assert content_hash(plain) != content_hash(pinned)
