@@ -240,6 +240,18 @@ class BudgetConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TierConfig:
+    """How many bytes of modulations stay in RAM; the others are in mapped files."""
+
+    max_ram_bytes: int | None = None  # None: all
+    directory: str = "tiers"  # of the files; local, nothing in it outlives the process
+
+    def __post_init__(self) -> None:
+        if self.max_ram_bytes is not None and self.max_ram_bytes < 0:
+            raise ValueError(f"max_ram_bytes={self.max_ram_bytes} is below zero")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EngineConfig:
     """How the engine runs; nothing here changes an answer, but an `index` that misses a chunk."""
 
@@ -253,6 +265,7 @@ class EngineConfig:
     device: str = "cpu"
     index: IndexConfig = IndexConfig()
     budget: BudgetConfig = BudgetConfig()
+    tiers: TierConfig = TierConfig()
 
     def __post_init__(self) -> None:
         _check_positive(self, "max_batch_questions", "max_batch_chunks", "max_queued_questions")

@@ -202,6 +202,7 @@ class EngineStatus:
     store_state: Literal["unknown", "open", "away"] = "unknown"  # away: asks go on from the bank
     lag_versions: int = 0  # what the bank lacks of what others wrote, when last heard
     lag_s: float = 0.0  # for how long the bank has not been known to equal the store
+    tier_bytes: Mapping[str, int] = field(default_factory=dict)  # by tier: device, ram, disk
 
 
 class EngineObserver(Protocol):

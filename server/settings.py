@@ -17,7 +17,7 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from mac_core.config import BudgetConfig, EngineConfig, IndexConfig
+from mac_core.config import BudgetConfig, EngineConfig, IndexConfig, TierConfig
 
 PREFIX = "MAC_"
 CONFIG_VARIABLE = "MAC_CONFIG"  # names the file, so it cannot stand in it
@@ -53,6 +53,7 @@ class Settings(BaseSettings):
     index_max_removed_share: float = Field(default=_INDEX.max_removed_share, ge=0, lt=1)
     max_bank_documents: int | None = Field(default=None, ge=1)  # in each namespace
     max_bank_bytes: int | None = Field(default=None, ge=1)
+    max_ram_bytes: int | None = Field(default=None, ge=0)  # of modulations; others in mapped files
     bank_policy: Literal["refuse", "oldest", "least_used"] = BudgetConfig().policy
     max_body_bytes: int = Field(default=8 * 1024**2, ge=1024)
     max_document_chars: int = Field(default=_ENGINE.max_document_chars, ge=1)
@@ -86,6 +87,9 @@ class Settings(BaseSettings):
             num_threads=self.num_threads,
             device=self.device,
             index=self._index_config(),
+            tiers=TierConfig(
+                max_ram_bytes=self.max_ram_bytes, directory=str(self.data_dir / "tiers")
+            ),
             budget=BudgetConfig(
                 max_documents=self.max_bank_documents,
                 max_bytes=self.max_bank_bytes,

@@ -139,6 +139,7 @@ class Engine:
             num_documents=sum(view.num_documents for view in views),
             num_chunks=sum(view.num_chunks for view in views),
             bank_bytes=sum(view.num_bytes for view in views),
+            tier_bytes={} if bank is None else bank.tier_bytes,
             queued_questions=self._scheduler.count_questions(),
             queued_documents=self._scheduler.count_documents(),
             last_step_age_s=self._last_step_age_s(),

@@ -23,6 +23,7 @@ from mac_core.memory.budget import Budget
 from mac_core.memory.faiss_index import index_maker
 from mac_core.memory.shared import SharedStore
 from mac_core.memory.store import Store
+from mac_core.memory.tiers import tiers_of
 from mac_core.memory.usage import UsageCounter
 from mac_core.networks.model import AnswerRequest
 from mac_core.types import DocumentInfo, EngineObserver
@@ -56,7 +57,10 @@ class Serving:
         self.model = model
         self.store = store
         self.bank = MemoryBank(
-            model.config.selection, device=config.device, make_index=index_maker(config.index)
+            model.config.selection,
+            device=config.device,
+            make_index=index_maker(config.index),
+            tiers=tiers_of(config.tiers),
         )
         self.last_step: float | None = None  # monotonic seconds
         self.follower: Follower | None = None  # of a store that others write to as well

@@ -6,7 +6,7 @@ A view of the store, not the truth: whoever calls `apply` has already made the w
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -17,6 +17,7 @@ from mac_core.memory.dense_index import DenseIndex, nearest, union
 from mac_core.memory.index import exact_cosines
 from mac_core.memory.lexical import Words
 from mac_core.memory.records import DocumentRecord, last_of_each_id, metadata_matches
+from mac_core.memory.tiers import TieredModulation, Tiers
 from mac_core.memory.views import (
     LAZY_CHUNKS,
     BankEntry,
@@ -59,23 +60,26 @@ class MemoryBank:
         device: str = "cpu",
         make_index: MakeIndex = lambda namespace: None,
         lazy_chunks: int = LAZY_CHUNKS,
+        tiers: Tiers | None = None,
     ) -> None:
         """
         Args:
             device: holds the selection keys; everything else stays on the CPU.
             make_index: what proposes candidates in a namespace.
             lazy_chunks: in a larger bank what is removed is hidden first and taken out later.
+            tiers: where modulations live; None: all in RAM.
         """
         self._selection = selection
         self._device = device
         self._make_index = make_index
         self._lazy_chunks = lazy_chunks
+        self._tiers = tiers
         self._shelves: dict[str, Shelf] = {}
         self._indexes: dict[str, DenseIndex | None] = {}
 
     def with_selection(self, selection: SelectionConfig) -> MemoryBank:
         """The same shelves, selected from by other settings; only one of the two may write."""
-        other = MemoryBank(selection, device=self._device)
+        other = MemoryBank(selection, device=self._device, tiers=self._tiers)
         other._shelves, other._indexes = self._shelves, self._indexes
         return other
 
@@ -128,7 +132,7 @@ class MemoryBank:
         )
         keys = shelf.stack_keys(added)
         shelf.remove({*removed_ids, *made})
-        shelf.append(added, keys)
+        shelf.append([self._sheltered(entry) for entry in added], keys)
         if namespace not in self._shelves:
             self._shelves[namespace] = shelf
             self._indexes[namespace] = self._make_index(namespace)
@@ -145,10 +149,34 @@ class MemoryBank:
 
     def drop(self, namespace: str) -> None:
         """Forget a namespace; views already taken stay readable."""
-        self._shelves.pop(namespace, None)
+        shelf = self._shelves.pop(namespace, None)
+        if shelf is not None:
+            shelf.close()
         index = self._indexes.pop(namespace, None)
         if index is not None:
             index.close()
+
+    def _sheltered(self, entry: BankEntry) -> BankEntry:
+        """The entry with its modulation in the tiers; what is cached beside it would fill RAM."""
+        if self._tiers is None or isinstance(entry.stored, TieredModulation):
+            return entry
+        keys = entry.aggregation_keys
+        return replace(
+            entry,
+            stored=self._tiers.shelter(entry.stored),
+            aggregation_keys=None if keys is None or keys.tensors else keys,
+        )
+
+    @property
+    def tier_bytes(self) -> dict[str, int]:
+        """Selection keys on the device, modulations in RAM and on disk. Any thread."""
+        views = [self.view(name) for name in self.namespaces()]
+        held = sum(view.num_bytes for view in views)
+        return {
+            "device": sum(view.selection_keys.nbytes for view in views),
+            "ram": held if self._tiers is None else self._tiers.ram_bytes,
+            "disk": 0 if self._tiers is None else self._tiers.disk_bytes,
+        }
 
     def close(self) -> None:
         """Let the indexes keep what helps the next start. The bank stays readable."""

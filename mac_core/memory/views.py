@@ -13,6 +13,7 @@ from torch import Tensor
 from mac_core.memory.growing import GrowingList, GrowingTensor
 from mac_core.memory.index import Bm25Index
 from mac_core.memory.records import DocumentRecord, StoredModulation
+from mac_core.memory.tiers import TieredModulation
 from mac_core.types import MetadataValue
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ class BankEntry:
     metadata: Mapping[str, MetadataValue]
     published_at: float | None  # seconds since the epoch
     expires_at: float | None
-    stored: StoredModulation
+    stored: StoredModulation | TieredModulation
     aggregation_keys: AggregationKeys | None
     pinned: bool = False  # its document is never removed to make room
 
@@ -191,6 +192,7 @@ class Shelf:
         entries = self._entries.items
         for place, row in zip(places, self._rows.rows[places].tolist(), strict=True):
             self.index.remove(row)
+            _release(entries[place])
             self._count(entries[place], -1)
         for name in ids:
             self._first_row_of.pop(name, None)
@@ -202,6 +204,11 @@ class Shelf:
             self._compact()
         expires_at = self._expires_at.rows[self._alive.rows]
         self._next_expiry = float(expires_at.min()) if len(expires_at) else float("inf")
+
+    def close(self) -> None:
+        """The bank forgets the namespace; its views stay readable."""
+        for entry in self._entries.items:
+            _release(entry)
 
     def _places_of(self, document_id: str) -> range:
         row = self._first_row_of.get(document_id)
@@ -266,6 +273,11 @@ class Shelf:
             num_pinned_bytes=self._num_pinned_bytes,
         )
         return self.view
+
+
+def _release(entry: BankEntry) -> None:
+    if isinstance(entry.stored, TieredModulation):
+        entry.stored.release()
 
 
 def _or(value: float | None, default: float) -> float:
