@@ -17,7 +17,7 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from mac_core.config import BudgetConfig, EngineConfig, IndexConfig, TierConfig
+from mac_core.config import BudgetConfig, EngineConfig, IndexConfig, Precision, TierConfig
 
 PREFIX = "MAC_"
 CONFIG_VARIABLE = "MAC_CONFIG"  # names the file, so it cannot stand in it
@@ -45,6 +45,7 @@ class Settings(BaseSettings):
     store_url: str | None = Field(default=None, repr=False)  # None: SQLite in data_dir
     bundle: str = "mini"  # a shipped bundle's name or a directory
     device: str = _ENGINE.device
+    precision: Precision = _ENGINE.precision  # of matrix products
     num_threads: int | None = Field(default=None, ge=1)  # None: torch's own choice
     index: Literal["exact", "flat", "ivf", "hnsw"] = _INDEX.kind  # all but exact: extra [faiss]
     index_min_chunks: int = Field(default=_INDEX.min_chunks, ge=1)
@@ -86,6 +87,7 @@ class Settings(BaseSettings):
             default_timeout_ms=self.default_timeout_ms,
             num_threads=self.num_threads,
             device=self.device,
+            precision=self.precision,
             index=self._index_config(),
             tiers=TierConfig(
                 max_ram_bytes=self.max_ram_bytes, directory=str(self.data_dir / "tiers")

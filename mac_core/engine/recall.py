@@ -158,7 +158,8 @@ def recall_of_store(
     if questions and bundle is not None:
         from mac_core.networks.build import load_bundle  # here: only questions need a model
 
-        queries = load_bundle(bundle, device="cpu").encode_questions(list(questions)).float()
+        encoded = load_bundle(bundle, device="cpu").encode_questions(list(questions))
+        queries = encoded.selection_query.float()
     else:
         generator = torch.Generator().manual_seed(seed)
         drawn = torch.randperm(view.num_chunks, generator=generator)[:num_questions]
