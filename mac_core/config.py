@@ -269,7 +269,7 @@ class TierConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineConfig:
-    """How the engine runs; only `precision`, or an `index` that misses a chunk, changes an answer."""
+    """How the engine runs; only `precision`, or an `index` that misses, can change an answer."""
 
     max_batch_questions: int = 16
     max_batch_chunks: int = 16
