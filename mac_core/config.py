@@ -221,8 +221,63 @@ class ModelConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class IndexConfig:
+    """What proposes the chunks nearest to a question; their scores are always computed exactly.
+
+    `exact` and `flat` miss nothing; `ivf` and `hnsw` are quicker in a large bank and may.
+    """
+
+    kind: Literal["exact", "flat", "ivf", "hnsw"] = "exact"
+    min_chunks: int = 50_000  # in a smaller bank every key is looked at: that is as quick
+    probes: int = 32  # ivf: cells looked at
+    links: int = 16  # hnsw: of a chunk to others
+    ef_construction: int = 64  # hnsw: breadth of the search for them
+    ef_search: int = 128  # hnsw: breadth of the search for a question's
+    max_removed_share: float = 0.05  # of the index, before it is built anew; in [0, 1)
+    directory: str | None = None  # where built ones are kept for the next start; None: nowhere
+
+    def __post_init__(self) -> None:
+        _check_positive(self, "min_chunks", "probes", "links", "ef_construction", "ef_search")
+        if not 0.0 <= self.max_removed_share < 1.0:
+            raise ValueError(f"max_removed_share={self.max_removed_share} is not in [0, 1)")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BudgetConfig:
+    """What each namespace may hold, and what happens to a document that comes when it is full.
+
+    `refuse` it; or remove the `oldest` others, by order of writing; or those whose attention mass
+    in answers is least, `least_used`. Pinned documents are never removed.
+    """
+
+    max_documents: int | None = None  # None: no limit
+    max_bytes: int | None = None  # of quantised modulations
+    policy: Literal["refuse", "oldest", "least_used"] = "refuse"
+
+    def __post_init__(self) -> None:
+        for name in ("max_documents", "max_bytes"):
+            if getattr(self, name) is not None:
+                _check_positive(self, name)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TierConfig:
+    """How many bytes of modulations stay in RAM; the others are in mapped files."""
+
+    max_ram_bytes: int | None = None  # None: all
+    directory: str = "tiers"  # of the files; local, nothing in it outlives the process
+
+    def __post_init__(self) -> None:
+        if self.max_ram_bytes is not None and self.max_ram_bytes < 0:
+            raise ValueError(f"max_ram_bytes={self.max_ram_bytes} is below zero")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EngineConfig:
-    """How the engine runs; only `precision` and the stored bits can change an answer."""
+    """How the engine runs.
+
+    Only `precision`, the stored bits, or an `index` that misses, can change an answer.
+    """
 
     max_batch_questions: int = 16
     max_batch_chunks: int = 16
@@ -234,6 +289,9 @@ class EngineConfig:
     device: str = "cpu"
     precision: Precision = "float32"
     modulation_bits: ModulationBits = DEFAULT_BITS  # of what is learned from now on
+    index: IndexConfig = IndexConfig()
+    budget: BudgetConfig = BudgetConfig()
+    tiers: TierConfig = TierConfig()
 
     def __post_init__(self) -> None:
         if self.precision not in get_args(Precision):

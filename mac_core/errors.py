@@ -56,6 +56,18 @@ class NamespaceNotFound(MacError):
         self.namespace = namespace
 
 
+class BankFull(MacError):
+    """A document would take its namespace over a limit, and nothing may be removed for it."""
+
+    def __init__(self, *, namespace: str, what: str, size: int, limit: int) -> None:
+        super().__init__(
+            f"namespace {namespace!r} would hold {size} {what} that have to stay, "
+            f"the limit is {limit}"
+        )
+        self.namespace = namespace
+        self.limit = limit
+
+
 class Overloaded(MacError):
     """A lane's queue is full; try again after `retry_after_s`."""
 
@@ -98,6 +110,10 @@ class CorruptRecord(StoreError):
 
 class ForeignRecord(StoreError):
     """A stored record was made by another amortization network or base LM."""
+
+
+class ConfigurationError(MacError):
+    """A setting cannot be used here, such as one that needs what is not installed."""
 
 
 class CheckpointError(MacError):

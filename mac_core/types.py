@@ -31,6 +31,7 @@ class Document:
     published_at: float | None = None  # seconds since the epoch
     ttl_s: float | None = None
     on_conflict: OnConflict = "upsert"
+    pinned: bool = False  # never removed to make room
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,6 +62,7 @@ class DocumentInfo:
     version: int  # the namespace's version that wrote it
     metadata: Mapping[str, MetadataValue]
     text: str | None = None
+    pinned: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -245,6 +247,7 @@ class EngineStatus:
     lag_versions: int = 0  # what the bank lacks of what others wrote, when last heard
     num_corrupt: int = 0  # records that were met and left out since the start
     lag_s: float = 0.0  # for how long the bank has not been known to equal the store
+    tier_bytes: Mapping[str, int] = field(default_factory=dict)  # by tier: device, ram, disk
 
 
 class EngineObserver(Protocol):

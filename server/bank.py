@@ -168,6 +168,51 @@ def compact(
         typer.echo(report.sentence(is_dry_run=dry_run))
 
 
+@app.command()
+def recall(
+    kind: Annotated[str, typer.Argument(help="flat, ivf or hnsw.")],
+    data_dir: DataDir = None,
+    store_url: StoreUrl = None,
+    namespace: Annotated[str, typer.Option(help="Whose documents.")] = "default",
+    questions: Annotated[
+        Path | None,
+        typer.Option(exists=True, dir_okay=False, help="One a line; else stored chunks ask."),
+    ] = None,
+    bundle: Annotated[str, typer.Option(help="Encodes the questions.")] = "mini",
+    limit: Annotated[int, typer.Option(min=1, help="Stored chunks that ask.")] = 200,
+    seed: Annotated[int, typer.Option(help="Draws them.")] = 0,
+    probes: Annotated[int, typer.Option(min=1, help="As MAC_INDEX_PROBES.")] = 32,
+    ef_search: Annotated[int, typer.Option(min=1, help="As MAC_INDEX_EF_SEARCH.")] = 128,
+) -> None:
+    """Compare what an index finds with what looking at every key finds, and how long each takes."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from mac_core.bundles import bundle_path
+    from mac_core.config import IndexConfig
+    from mac_core.engine.recall import recall_of_store
+
+    if kind not in ("flat", "ivf", "hnsw"):
+        raise typer.BadParameter(f"{kind!r} is not flat, ivf or hnsw")
+    url = named_store(data_dir, store_url)
+    config = IndexConfig(kind=kind, probes=probes, ef_search=ef_search)  # type: ignore[arg-type]
+    asked = questions.read_text(encoding="utf-8").split("\n") if questions else []
+    with reporting("mac bank recall"), Progress(console=Console(stderr=True)) as progress:
+        task = progress.add_task("read the bank", total=None)
+        report = recall_of_store(
+            url,
+            config,
+            namespace=namespace,
+            bundle=bundle_path(bundle),
+            questions=[line for line in asked if line.strip()],
+            num_questions=limit,
+            seed=seed,
+            advance=lambda amount: progress.advance(task, amount),
+        )
+    typer.echo(report.to_text())
+    typer.echo(report.to_json_line())
+
+
 def _known_bits(bits: int) -> ModulationBits:
     for known in MODULATION_BITS:
         if known == bits:

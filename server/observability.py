@@ -117,7 +117,7 @@ class _EngineGauges(Collector):
             for name, text, value in (
                 ("mac_bank_documents", "Documents, all namespaces.", status.num_documents),
                 ("mac_bank_chunks", "Chunks, all namespaces.", status.num_chunks),
-                ("mac_bank_bytes", "Bytes of modulations in memory.", status.bank_bytes),
+                ("mac_bank_bytes", "Bytes of modulations, wherever they are.", status.bank_bytes),
                 (
                     "mac_bank_version",
                     "Version of the default namespace.",
@@ -147,6 +147,14 @@ class _EngineGauges(Collector):
                 ),
             )
         )
+        tiers = GaugeMetricFamily(
+            "mac_bank_tier_bytes",
+            "Selection keys on the device; modulations in RAM and in mapped files.",
+            labels=["tier"],
+        )
+        for tier, num_bytes in status.tier_bytes.items():
+            tiers.add_metric([tier], float(num_bytes))
+        yield tiers
         if status.last_step_age_s is not None:
             yield GaugeMetricFamily(
                 "mac_engine_last_step_age_seconds",

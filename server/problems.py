@@ -17,7 +17,9 @@ from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from mac_core.errors import (
     BankBehind,
+    BankFull,
     CheckpointError,
+    ConfigurationError,
     CorruptRecord,
     CorruptSnapshot,
     DeadlineExceeded,
@@ -60,6 +62,7 @@ PROBLEMS: dict[type[MacError], tuple[int, str]] = {
     SnapshotTooNew: (409, "snapshot_too_new"),
     ForeignSnapshot: (409, "foreign_snapshot"),
     NamespaceNotEmpty: (409, "namespace_not_empty"),
+    BankFull: (507, "bank_full"),
     Overloaded: (429, "overloaded"),
     DeadlineExceeded: (504, "deadline_exceeded"),
     NotReady: (503, "not_ready"),
@@ -67,6 +70,7 @@ PROBLEMS: dict[type[MacError], tuple[int, str]] = {
     StoreError: (503, "store_unavailable"),
     CorruptRecord: (503, "corrupt_record"),
     ForeignRecord: (503, "foreign_record"),
+    ConfigurationError: (500, "configuration_error"),
     CheckpointError: (500, "checkpoint_error"),
     EngineFailed: (500, "engine_failed"),
 }

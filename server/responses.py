@@ -85,6 +85,7 @@ class DocumentSummary(BaseModel):
     expires_at: datetime | None
     bank_version: int = Field(description="the version that wrote it")
     metadata: dict[str, MetadataValue]
+    pinned: bool
 
     @classmethod
     def of(cls, info: DocumentInfo) -> Self:
@@ -101,6 +102,7 @@ class DocumentSummary(BaseModel):
                 "expires_at": moment(info.expires_at),
                 "bank_version": info.version,
                 "metadata": dict(info.metadata),
+                "pinned": info.pinned,
                 "text": info.text,  # read by DocumentDetail only
             }
         )

@@ -120,6 +120,9 @@ class DocumentBody(Body):
     namespace: Namespace | None = Field(default=None, description='"default" when not given')
     ttl_seconds: float | None = Field(default=None, gt=0, le=3_153_600_000)
     on_conflict: OnConflict = "upsert"
+    pinned: bool = Field(
+        default=False, description="never removed to make room; DELETE and ttl_seconds still do"
+    )
 
 
 class DocumentsBody(Body):

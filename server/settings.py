@@ -17,13 +17,21 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from mac_core.config import EngineConfig, ModulationBits, Precision
+from mac_core.config import (
+    BudgetConfig,
+    EngineConfig,
+    IndexConfig,
+    ModulationBits,
+    Precision,
+    TierConfig,
+)
 
 PREFIX = "MAC_"
 CONFIG_VARIABLE = "MAC_CONFIG"  # names the file, so it cannot stand in it
 STORE_SCHEMES = ("sqlite:///", "redis://", "rediss://", "unix://")
 REDACTED = "***"
 _ENGINE = EngineConfig()
+_INDEX = IndexConfig()
 
 
 class SettingsError(ValueError):
@@ -47,6 +55,15 @@ class Settings(BaseSettings):
     device: str = _ENGINE.device
     precision: Precision = _ENGINE.precision  # of matrix products
     num_threads: int | None = Field(default=None, ge=1)  # None: torch's own choice
+    index: Literal["exact", "flat", "ivf", "hnsw"] = _INDEX.kind  # all but exact: extra [faiss]
+    index_min_chunks: int = Field(default=_INDEX.min_chunks, ge=1)
+    index_probes: int = Field(default=_INDEX.probes, ge=1)  # ivf
+    index_ef_search: int = Field(default=_INDEX.ef_search, ge=1)  # hnsw
+    index_max_removed_share: float = Field(default=_INDEX.max_removed_share, ge=0, lt=1)
+    max_bank_documents: int | None = Field(default=None, ge=1)  # in each namespace
+    max_bank_bytes: int | None = Field(default=None, ge=1)
+    max_ram_bytes: int | None = Field(default=None, ge=0)  # of modulations; others in mapped files
+    bank_policy: Literal["refuse", "oldest", "least_used"] = BudgetConfig().policy
     max_body_bytes: int = Field(default=8 * 1024**2, ge=1024)
     max_document_chars: int = Field(default=_ENGINE.max_document_chars, ge=1)
     max_queued_questions: int = Field(default=_ENGINE.max_queued_questions, ge=1)
@@ -87,6 +104,25 @@ class Settings(BaseSettings):
             device=self.device,
             precision=self.precision,
             modulation_bits=self.modulation_bits,
+            index=self._index_config(),
+            tiers=TierConfig(
+                max_ram_bytes=self.max_ram_bytes, directory=str(self.data_dir / "tiers")
+            ),
+            budget=BudgetConfig(
+                max_documents=self.max_bank_documents,
+                max_bytes=self.max_bank_bytes,
+                policy=self.bank_policy,
+            ),
+        )
+
+    def _index_config(self) -> IndexConfig:
+        return IndexConfig(
+            kind=self.index,
+            min_chunks=self.index_min_chunks,
+            probes=self.index_probes,
+            ef_search=self.index_ef_search,
+            max_removed_share=self.index_max_removed_share,
+            directory=str(self.data_dir / "index"),
         )
 
     def to_toml(self) -> str:

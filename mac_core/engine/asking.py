@@ -17,7 +17,7 @@ from mac_core.engine.validation import check_question
 from mac_core.errors import BankBehind, NotReady, QuestionTooLong
 from mac_core.memory.bank import BankView, MemoryBank, Selected
 from mac_core.networks.model import AnswerRequest, Generated
-from mac_core.types import Answer, EngineObserver, Question, Timings, Usage
+from mac_core.types import Answer, EngineObserver, Question, Source, Timings, Usage
 
 PHASES = ("select", "aggregate", "prefill", "decode")
 
@@ -59,11 +59,17 @@ class Asking:
         config: EngineConfig,
         observer: EngineObserver,
         park: Callable[[QuestionTicket, Exception], None],
+        used: Callable[[str, Sequence[Source]], None] = lambda namespace, sources: None,
         is_stopping: Callable[[], bool] = lambda: False,
         clock: Callable[[], float] = time.monotonic,
         now: Callable[[], float] = time.time,
     ) -> None:
-        """`park`: set a question aside until its bank has a later version, or fail it."""
+        """
+        Args:
+            park: set a question aside until its bank has a later version, or fail it.
+            used: told what an answer from a namespace rests on.
+        """
+        self._used = used
         self._model = model
         self._bank = bank
         self._observer = observer
@@ -187,6 +193,7 @@ class Asking:
         judged = judge(self._model.config.confidence, request, selected, generated)
         judged = judged.withheld_below(row.question.min_confidence)
         ticket = row.ticket
+        self._used(row.question.namespace, judged.sources)
         return Answer(
             text=judged.text,
             confidence=judged.confidence,

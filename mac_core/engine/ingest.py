@@ -16,10 +16,12 @@ from mac_core.engine.intake import DocumentOutcomes, Intake, as_store_error
 from mac_core.engine.learning import Amortizer, Learning
 from mac_core.engine.mirror import Mirror
 from mac_core.engine.ports import AnsweringModel
+from mac_core.engine.room import Room
 from mac_core.engine.tickets import DocumentItem, RemovalTicket
 from mac_core.engine.validation import check_name
 from mac_core.errors import InvalidInput, MacError, StoreError
 from mac_core.memory.bank import MemoryBank
+from mac_core.memory.budget import Budget
 from mac_core.memory.codebook_records import is_own_id
 from mac_core.memory.store import Store
 from mac_core.types import EngineObserver, RemoveResult
@@ -37,6 +39,7 @@ class Ingest:
         store: Store,
         bank: MemoryBank,
         mirror: Mirror,
+        budget: Budget,
         config: EngineConfig,
         observer: EngineObserver,
         clock: Callable[[], float] = time.monotonic,
@@ -48,6 +51,9 @@ class Ingest:
         self._observer = observer
         self._clock = clock
         self._now = now
+        self._room = Room(
+            budget, policy=config.budget.policy, delete=self._delete, observer=observer
+        )
         self._outcomes = DocumentOutcomes(bank, observer)
         self._intake = Intake(
             model=model,
@@ -73,6 +79,7 @@ class Ingest:
         ticket.
         """
         self._expire_now()
+        self._room.begin(items)
         groups = self._intake.groups(items, max_chunks=lambda: self._amortizer.cap.value)
         for place, group in enumerate(groups):
             if place:
@@ -137,6 +144,7 @@ class Ingest:
             raise as_store_error(error) from error
         if removed:
             self._mirror.wrote(namespace, version, removed, (), ())
+            self._room.removed(namespace, removed)
         return removed, version
 
     # What is written.
@@ -173,6 +181,7 @@ class Ingest:
 
     def _commit(self, group: Sequence[Learning]) -> None:
         """Make the learned documents of the group durable, then visible, then answer for them."""
+        self._room.admit(group, now=self._now())
         learned = [learning for learning in group if learning.error is None]
         for learning in group:
             if learning.error is not None:
@@ -188,6 +197,7 @@ class Ingest:
             return
         keys = [learning.aggregation_keys for learning in learned]
         self._mirror.wrote(namespace, version, (), records, keys)
+        self._room.make(namespace)
         for learning, record in zip(learned, records, strict=True):
             self._outcomes.done(
                 learning.item,

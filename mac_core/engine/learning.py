@@ -54,6 +54,7 @@ class Learning:
             content_hash=self.content_hash,
             num_tokens=self.num_tokens,
             chunks=self.stored,
+            pinned=document.pinned,
         )
 
 

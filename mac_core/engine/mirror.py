@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from types import MappingProxyType
 
 from mac_core.engine.ports import AnsweringModel
@@ -26,6 +27,7 @@ Keys = Sequence[AggregationKeys]  # of one document, by chunk
 OnEngine = Callable[[Callable[[], bool]], object]
 
 FETCHED_AT_ONCE = 16  # documents; each is about 0.1 MB a chunk
+LOADED_AT_ONCE = 1024  # documents that exist twice while the bank is filled
 MAX_ROUNDS = 4  # of looking again at what was written meanwhile
 
 
@@ -54,12 +56,14 @@ class Mirror:
 
     def reload(self, namespace: str) -> None:
         """Read one namespace anew, in place of what the bank has of it. Raises as `load`."""
-        scanned = self._store.scan(namespace, skip=self.note_corrupt)
-        records = [self._codebooks.bound(record) for record in scanned]
+        records = self._store.scan(namespace, skip=self.note_corrupt)
         version = self._store.version(namespace)
-        keys = [self.keys_of(record) for record in records]
         held = {entry.document_id for entry in self._bank.view(namespace).entries}
-        self._bank.apply(namespace, version, list(held), records, keys)
+        self._bank.apply(namespace, version, list(held), (), is_part=True)
+        while part := [self._codebooks.bound(one) for one in islice(records, LOADED_AT_ONCE)]:
+            keys = [self.keys_of(record) for record in part]
+            self._bank.apply(namespace, version, (), part, keys, is_part=True)
+        self._bank.apply(namespace, version, (), ())
         self.find_next_expiry()
 
     def note_corrupt(self, error: CorruptRecord) -> None:
@@ -91,8 +95,7 @@ class Mirror:
     def find_next_expiry(self) -> None:
         """Look at every document; after some have expired."""
         views = [self._bank.view(namespace) for namespace in self._bank.namespaces()]
-        times = [float(view.expires_at.min()) for view in views if view.entries]
-        self.next_expiry = min(times, default=float("inf"))
+        self.next_expiry = min([view.next_expiry for view in views], default=float("inf"))
 
     def _expect_expiry(self, records: Sequence[DocumentRecord]) -> None:
         times = [record.expires_at for record in records if record.expires_at is not None]

@@ -21,9 +21,13 @@ from mac_core.engine.scheduler import Scheduler
 from mac_core.engine.tickets import ReadTicket, WriteTicket
 from mac_core.errors import DocumentNotFound, StoreError
 from mac_core.memory.bank import MemoryBank
+from mac_core.memory.budget import Budget
 from mac_core.memory.codebook_records import is_own_id
+from mac_core.memory.faiss_index import index_maker
 from mac_core.memory.shared import SharedStore
 from mac_core.memory.store import Store
+from mac_core.memory.tiers import tiers_of
+from mac_core.memory.usage import UsageCounter
 from mac_core.networks.model import AnswerRequest
 from mac_core.types import DocumentInfo, EngineObserver
 
@@ -55,18 +59,26 @@ class Serving:
     ) -> None:
         self.model = model
         self.store = store
-        self.bank = MemoryBank(model.config.selection, device=config.device)
+        self.bank = MemoryBank(
+            model.config.selection,
+            device=config.device,
+            make_index=index_maker(config.index),
+            tiers=tiers_of(config.tiers),
+        )
         self.last_step: float | None = None  # monotonic seconds
         self.follower: Follower | None = None  # of a store that others write to as well
         self._scheduler = scheduler
         self._observer = observer
         self._clocks = clocks
         self.mirror = self._make_mirror()
+        usage = UsageCounter(now=clocks.now)
+        counts_usage = config.budget.policy == "least_used"
         self._ingest = Ingest(
             model=model,
             store=store,
             bank=self.bank,
             mirror=self.mirror,
+            budget=Budget(config.budget, self.bank, usage),
             config=config,
             observer=observer,
             clock=clocks.monotonic,
@@ -79,6 +91,7 @@ class Serving:
             config=config,
             observer=observer,
             park=scheduler.park,
+            used=usage.note if counts_usage else lambda namespace, sources: None,
             is_stopping=lambda: scheduler.is_stopping,
             clock=clocks.monotonic,
             now=clocks.now,
@@ -116,6 +129,7 @@ class Serving:
         finally:
             if self.follower is not None:
                 self.follower.stop()
+            self.bank.close()
 
     def _take_turns(self) -> None:
         while True:

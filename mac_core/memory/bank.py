@@ -5,17 +5,27 @@ A view of the store, not the truth: whoever calls `apply` has already made the w
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
 
 from mac_core.config import SelectionConfig
-from mac_core.memory.index import best_rows, exact_cosines
+from mac_core.memory.dense_index import DenseIndex, nearest, union
+from mac_core.memory.index import exact_cosines
+from mac_core.memory.lexical import Words
 from mac_core.memory.records import DocumentRecord, last_of_each_id, metadata_matches
-from mac_core.memory.views import BankEntry, BankView, Shelf, empty_view, entries_of
+from mac_core.memory.tiers import TieredModulation, Tiers
+from mac_core.memory.views import (
+    LAZY_CHUNKS,
+    BankEntry,
+    BankView,
+    Shelf,
+    empty_view,
+    entries_of,
+)
 from mac_core.types import MetadataValue
 
 if TYPE_CHECKING:
@@ -24,8 +34,7 @@ if TYPE_CHECKING:
 __all__ = ["BankEntry", "BankView", "MemoryBank", "Selected", "SelectionMode"]
 
 SelectionMode = Literal["fused", "bm25"]
-# A matrix product may round equal rows differently: this is above that and below any meaning.
-TIE = 1e-5
+MakeIndex = Callable[[str], DenseIndex | None]  # of a namespace; None: look at every key
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -45,16 +54,34 @@ class MemoryBank:
     `view` and `namespaces` from any thread; everything else from the engine thread only.
     """
 
-    def __init__(self, selection: SelectionConfig, *, device: str = "cpu") -> None:
-        """`device` holds the selection keys; everything else stays on the CPU."""
+    def __init__(
+        self,
+        selection: SelectionConfig,
+        *,
+        device: str = "cpu",
+        make_index: MakeIndex = lambda namespace: None,
+        lazy_chunks: int = LAZY_CHUNKS,
+        tiers: Tiers | None = None,
+    ) -> None:
+        """
+        Args:
+            device: holds the selection keys; everything else stays on the CPU.
+            make_index: what proposes candidates in a namespace.
+            lazy_chunks: in a larger bank what is removed is hidden first and taken out later.
+            tiers: where modulations live; None: all in RAM.
+        """
         self._selection = selection
         self._device = device
+        self._make_index = make_index
+        self._lazy_chunks = lazy_chunks
+        self._tiers = tiers
         self._shelves: dict[str, Shelf] = {}
+        self._indexes: dict[str, DenseIndex | None] = {}
 
     def with_selection(self, selection: SelectionConfig) -> MemoryBank:
         """The same shelves, selected from by other settings; only one of the two may write."""
-        other = MemoryBank(selection, device=self._device)
-        other._shelves = self._shelves
+        other = MemoryBank(selection, device=self._device, tiers=self._tiers)
+        other._shelves, other._indexes = self._shelves, self._indexes
         return other
 
     def view(self, namespace: str) -> BankView:
@@ -74,6 +101,8 @@ class MemoryBank:
         removed_ids: Sequence[str],
         records: Sequence[DocumentRecord],
         aggregation_keys: Sequence[Sequence[AggregationKeys | None]] | None = None,
+        *,
+        is_part: bool = False,
     ) -> BankView:
         """Publish the next view: without `removed_ids`, with `records` at the end.
 
@@ -83,6 +112,7 @@ class MemoryBank:
         Args:
             version: the store's, after the same write.
             aggregation_keys: by record, by chunk; None: no chunk has any.
+            is_part: the rest of the same version follows; the index waits for it.
 
         Raises:
             ValueError: keys and records do not belong together; nothing was changed.
@@ -96,17 +126,64 @@ class MemoryBank:
             for entry in entries_of(record, made[record.id])
         ]
         shelf = self._shelves.get(namespace) or Shelf(
-            namespace, d_key=self._selection.d_key, device=self._device
+            namespace,
+            d_key=self._selection.d_key,
+            device=self._device,
+            lazy_chunks=self._lazy_chunks,
         )
         keys = shelf.stack_keys(added)
         shelf.remove({*removed_ids, *made})
-        shelf.append(added, keys)
-        self._shelves[namespace] = shelf
-        return shelf.publish(version)
+        shelf.append([self._sheltered(entry) for entry in added], keys)
+        if namespace not in self._shelves:
+            self._shelves[namespace] = shelf
+            self._indexes[namespace] = self._make_index(namespace)
+        view = shelf.publish(version)
+        index = self._indexes[namespace]
+        if index is not None and not is_part:
+            index.follow(view)
+        return view
+
+    def entries_of(self, namespace: str, document_id: str) -> list[BankEntry]:
+        """A document's chunks in order; none when it is not there."""
+        shelf = self._shelves.get(namespace)
+        return [] if shelf is None else shelf.entries_of(document_id)
 
     def drop(self, namespace: str) -> None:
         """Forget a namespace; views already taken stay readable."""
-        self._shelves.pop(namespace, None)
+        shelf = self._shelves.pop(namespace, None)
+        if shelf is not None:
+            shelf.close()
+        index = self._indexes.pop(namespace, None)
+        if index is not None:
+            index.close()
+
+    def _sheltered(self, entry: BankEntry) -> BankEntry:
+        """The entry with its modulation in the tiers; what is cached beside it would fill RAM."""
+        if self._tiers is None or isinstance(entry.stored, TieredModulation):
+            return entry
+        keys = entry.aggregation_keys
+        return replace(
+            entry,
+            stored=self._tiers.shelter(entry.stored),
+            aggregation_keys=None if keys is None or keys.tensors else keys,
+        )
+
+    @property
+    def tier_bytes(self) -> dict[str, int]:
+        """Selection keys on the device, modulations in RAM and on disk. Any thread."""
+        views = [self.view(name) for name in self.namespaces()]
+        held = sum(view.num_bytes for view in views)
+        return {
+            "device": sum(view.selection_keys.nbytes for view in views),
+            "ram": held if self._tiers is None else self._tiers.ram_bytes,
+            "disk": 0 if self._tiers is None else self._tiers.disk_bytes,
+        }
+
+    def close(self) -> None:
+        """Let the indexes keep what helps the next start. The bank stays readable."""
+        for index in self._indexes.values():
+            if index is not None:
+                index.close()
 
     def select(
         self,
@@ -165,54 +242,51 @@ class MemoryBank:
         if not bool(eligible.any()):
             return [[] for _ in texts]
         queries = queries.detach().to(self._device, torch.float32)
-        cosines = (queries @ view.selection_keys.T).cpu()  # (batch, bank_size)
+        limit = max(top_k, self._selection.num_candidates)
+        near: Sequence[Tensor | None] = [None] * len(texts)
+        if mode == "fused" and top_k:
+            near = nearest(view, queries, eligible, limit=limit, index=self._index_of(view))
         selected = []
-        for query, near, text in zip(queries, cosines, texts, strict=True):
-            bm25 = self._bm25(view, text)
-            rows = self._candidates(near, bm25, eligible, top_k=top_k, mode=mode)
+        for query, close, text in zip(queries, near, texts, strict=True):
+            words = self._words(view, text, eligible, ranks_alone=top_k > 0)
+            rows = _candidates(words, close, eligible, limit=limit if top_k else 0)
+            bm25 = words.scores(rows)
             exact = torch.zeros(len(rows))
             if mode == "fused":
                 keys = view.selection_keys[rows.to(self._device)]
                 exact = exact_cosines(keys, query).cpu()
-            scores = self._selection.bm25_scale * bm25[rows] + self._selection.dense_scale * exact
-            rank = bm25[rows] if mode == "bm25" else scores
+            scores = self._selection.bm25_scale * bm25 + self._selection.dense_scale * exact
+            rank = bm25 if mode == "bm25" else scores
             selected.append(_best(view, rows, scores, rank, exact, top_k=top_k))
         return selected
 
-    def _candidates(
-        self, cosines: Tensor, bm25: Tensor, eligible: Tensor, *, top_k: int, mode: SelectionMode
-    ) -> Tensor:
-        """Rows that are ranked, ascending."""
-        if top_k == 0:
-            return eligible.nonzero()[:, 0]
-        limit = max(top_k, self._selection.num_candidates)
-        chosen = torch.zeros_like(eligible)
-        chosen[best_rows(bm25, eligible & (bm25 > 0), limit=limit)] = True
-        if mode == "fused":
-            chosen[best_rows(cosines, eligible, limit=limit, slack=TIE)] = True
-        return chosen.nonzero()[:, 0]
-
-    def _bm25(self, view: BankView, text: str) -> Tensor:
-        """BM25 of every entry, `(bank_size,)` float32, 0 where no word is shared."""
-        scores = torch.zeros(len(view.entries))
+    def _index_of(self, view: BankView) -> DenseIndex | None:
+        """The view's index; an index knows the latest view only."""
         shelf = self._shelves.get(view.namespace)
-        hits = shelf.index.search(text) if shelf is not None else []
-        if not hits:
-            return scores
-        found = torch.tensor([row for row, _ in hits], dtype=torch.int64)
-        values = torch.tensor([score for _, score in hits])
-        places = torch.searchsorted(view.rows, found).clamp(max=len(view.rows) - 1)
-        # The index may be newer than the view: what the view does not hold is left out.
-        known = view.rows[places] == found
-        scores[places[known]] = values[known]
-        return scores
+        return self._indexes.get(view.namespace) if shelf and shelf.view is view else None
+
+    def _words(self, view: BankView, text: str, eligible: Tensor, *, ranks_alone: bool) -> Words:
+        shelf = self._shelves.get(view.namespace)
+        is_whole = shelf is not None and shelf.view is view and eligible is view.alive
+        index = None if shelf is None else shelf.index
+        return Words(index, view, text, eligible, is_whole=is_whole and ranks_alone)
+
+
+def _candidates(words: Words, near: Tensor | None, eligible: Tensor, *, limit: int) -> Tensor:
+    """Rows that are ranked, ascending; `limit` 0: whatever is eligible."""
+    if limit == 0:
+        return eligible.nonzero()[:, 0]
+    best = words.best(limit=limit)
+    return best if near is None else union(best, near)
 
 
 def _eligible(
     view: BankView, *, filter: Mapping[str, MetadataValue], as_of: float | None, now: float
 ) -> Tensor:
-    """bool `(bank_size,)`."""
-    eligible = view.expires_at > now
+    """bool `(bank_size,)`; the view's own `alive` when nothing more is asked of a chunk."""
+    if not filter and as_of is None and now < view.next_expiry:
+        return view.alive
+    eligible = view.alive & (view.expires_at > now)
     if as_of is not None:
         eligible &= view.published_at <= as_of
     if filter:

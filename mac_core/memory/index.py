@@ -1,4 +1,4 @@
-"""Rebuildable views for choosing documents: BM25 over SQLite FTS5, exact dense search in torch.
+"""Rebuildable views for choosing documents: BM25 over SQLite FTS5, exact cosines in torch.
 
 Neither keeps anything that is not in the bank; both forget a removed row without a trace.
 """
@@ -8,13 +8,15 @@ from __future__ import annotations
 import re
 import sqlite3
 import unicodedata
-from collections.abc import Container
+from collections.abc import Container, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
 MAX_QUERY_TERMS = 64
 MAX_TERM_CHARS = 64  # a longer word is not one; keeps the match expression bounded
+TIES = 32  # rows beyond the limit that are ranked at first, to see where its ties end
 WORD = re.compile(r"[^\W_]+")
 STOP_WORDS = frozenset(
     WORD.findall(
@@ -35,6 +37,11 @@ def query_terms(question: str) -> list[str]:
     distinct = list(dict.fromkeys(word[:MAX_TERM_CHARS] for word in words))
     telling = [word for word in distinct if word not in STOP_WORDS]
     return (telling or distinct)[:MAX_QUERY_TERMS]
+
+
+def match_expression(question: str) -> str:
+    """What FTS5 is asked for: rows with any of the question's words; empty when it has none."""
+    return " OR ".join(f'"{term}"' for term in query_terms(question))
 
 
 class Bm25Index:
@@ -62,6 +69,43 @@ class Bm25Index:
     def remove(self, rowid: int) -> None:
         self._connection.execute("DELETE FROM chunks WHERE rowid = ?", (rowid,))
 
+    def best(self, question: str, *, limit: int) -> list[tuple[int, float]]:
+        """The `limit` best rows and whatever ties with the last of them, as `search` orders them.
+
+        Ranked inside SQLite, so that a frequent word does not bring its every row to Python.
+        """
+        fetched = limit + TIES
+        while True:
+            hits = self._ranked(question, fetched)
+            # Ties are those of float32, in which scores are compared later.
+            singles = np.array([score for _, score in hits], dtype=np.float32)
+            if len(hits) < fetched or singles[-1] < singles[limit - 1]:
+                return hits[: int((singles >= singles[limit - 1 : limit].max(initial=0.0)).sum())]
+            fetched *= 4
+
+    def scores(self, question: str, rows: Sequence[int]) -> dict[int, float]:
+        """Scores of those of `rows` that share a word with `question`, as `search` gives them."""
+        expression = match_expression(question)
+        if not expression or not rows:
+            return {}
+        marks = ", ".join("?" * len(rows))
+        # The plus keeps FTS5 from looking each row up alone, which counts every word's rows anew.
+        found = self._connection.execute(
+            f"SELECT rowid, -bm25(chunks) FROM chunks WHERE chunks MATCH ? AND +rowid IN ({marks})",
+            (expression, *rows),
+        )
+        return dict(found)
+
+    def _ranked(self, question: str, fetched: int) -> list[tuple[int, float]]:
+        expression = match_expression(question)
+        if not expression:
+            return []
+        return self._connection.execute(
+            "SELECT rowid, -bm25(chunks) AS score FROM chunks WHERE chunks MATCH ? "
+            "ORDER BY score DESC, rowid LIMIT ?",
+            (expression, fetched),
+        ).fetchall()
+
     def search(
         self, question: str, *, limit: int | None = None, allowed: Container[int] | None = None
     ) -> list[tuple[int, float]]:
@@ -73,47 +117,15 @@ class Bm25Index:
             limit: how many to return; None: all.
             allowed: rows that may be returned; None: all.
         """
-        terms = query_terms(question)
-        if not terms:
+        expression = match_expression(question)
+        if not expression:
             return []
-        expression = " OR ".join(f'"{term}"' for term in terms)
         found = self._connection.execute(
             "SELECT rowid, -bm25(chunks) FROM chunks WHERE chunks MATCH ?", (expression,)
         )
         hits = [hit for hit in found if allowed is None or hit[0] in allowed]
         hits.sort(key=lambda hit: (-hit[1], hit[0]))
         return hits[:limit]
-
-
-class GrowingTensor:
-    """Rows appended into spare capacity; each `rows` is a view whose content never changes.
-
-    Appending costs amortised the new rows only; keeping a part copies it to a fresh buffer.
-    """
-
-    def __init__(self, empty: Tensor) -> None:
-        self._buffer = empty
-        self._num_rows = len(empty)
-
-    @property
-    def rows(self) -> Tensor:
-        """`(rows, ...)`; valid for ever, later appends do not touch it."""
-        return self._buffer[: self._num_rows]
-
-    def append(self, added: Tensor) -> None:
-        needed = self._num_rows + len(added)
-        if needed > len(self._buffer):
-            capacity = max(needed, 2 * len(self._buffer), 16)
-            grown = self._buffer.new_empty((capacity, *self._buffer.shape[1:]))
-            grown[: self._num_rows] = self.rows
-            self._buffer = grown
-        self._buffer[self._num_rows : needed] = added.to(self._buffer)
-        self._num_rows = needed
-
-    def keep(self, kept: Tensor) -> None:
-        """Keep the rows whose numbers are in `kept`, `(kept,)` int64, in that order."""
-        self._buffer = self.rows[kept.to(self._buffer.device)]
-        self._num_rows = len(kept)
 
 
 def best_rows(scores: Tensor, eligible: Tensor, *, limit: int, slack: float = 0.0) -> Tensor:

@@ -54,7 +54,8 @@ def encode_record(record: DocumentRecord, fingerprint: Fingerprint) -> tuple[str
         "format_version": FORMAT_VERSION,
         "amortization_hash": fingerprint.amortization_hash,
         "base_lm_hash": fingerprint.base_lm_hash,
-        "document": {name: _plain(getattr(record, name)) for name in DOCUMENT_FIELDS},
+        "document": {name: _plain(getattr(record, name)) for name in DOCUMENT_FIELDS}
+        | ({"pinned": True} if record.pinned else {}),  # absent: not, as in older records
         "chunks": [[c.chunk.start, c.chunk.end, c.chunk.num_tokens] for c in record.chunks],
         "slots": [asdict(chunk.stored.encoding) for chunk in record.chunks],
         "tensors": {name: _describe(tensor) for name, tensor in tensors.items()},

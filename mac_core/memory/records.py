@@ -56,6 +56,7 @@ class DocumentRecord:
     num_tokens: int
     chunks: tuple[StoredChunk, ...]
     version: int = 0  # the namespace's version that wrote it; 0: not written yet
+    pinned: bool = False  # never removed to make room
     codebook: Codebook | None = None  # of the bank's own records: what other records' slots need
 
     @property
@@ -78,6 +79,7 @@ class DocumentRecord:
             version=self.version,
             metadata=self.metadata,
             text=self.text if with_text else None,
+            pinned=self.pinned,
         )
 
 
@@ -94,10 +96,13 @@ def document_id(namespace: str, text: str) -> str:
 def content_hash(document: Document) -> str:
     """Hash of everything whose change makes a document `updated`: sha256, hex.
 
+    What is not pinned has the hash that it had before documents could be.
+
     Raises:
         InvalidInput: the text is not valid Unicode or the metadata not valid JSON.
     """
     rest = [document.title, document.metadata, document.published_at, document.ttl_s]
+    rest += [True] if document.pinned else []
     return hashlib.sha256(_utf8(canonical_json(rest) + "\n" + document.text)).hexdigest()
 
 

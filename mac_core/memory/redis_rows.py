@@ -132,6 +132,7 @@ def info_of(namespace: str, row: Row) -> DocumentInfo:
             expires_at=document["expires_at"],
             version=row.stamp.version,
             metadata=document["metadata"],
+            pinned=document.get("pinned", False),
         )
     except (ValueError, KeyError, TypeError) as error:
         raise CorruptRecord(f"{_name(namespace, row.id)}: its header is not whole") from error

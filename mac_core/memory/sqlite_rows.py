@@ -15,6 +15,8 @@ INFO = (
     "position, id, title, num_chunks, num_tokens, created_at, updated_at, published_at, "
     "expires_at, version, metadata"
 )
+# Not a column: tables of an older version have none. A header that is harmed says nothing here.
+PINNED = "json_valid(header) AND COALESCE(json_extract(header, '$.document.pinned'), 0)"
 RECORD = "position, id, version, created_at, header, payload"
 INSERT = """
 INSERT INTO documents (namespace, id, title, metadata, published_at, expires_at, created_at,
@@ -45,10 +47,11 @@ def record_of(
 
 
 def info_of(namespace: str, row: Sequence[Any]) -> DocumentInfo:
-    values = dict(zip(INFO.split(", "), row, strict=True))
+    *columns, pinned = row
+    values = dict(zip(INFO.split(", "), columns, strict=True))
     del values["position"]
     values["metadata"] = metadata_of(values["metadata"])
-    return DocumentInfo(namespace=namespace, **values)
+    return DocumentInfo(namespace=namespace, pinned=bool(pinned), **values)
 
 
 def in_parts(ids: Sequence[str]) -> Iterator[tuple[Sequence[str], str]]:

@@ -22,6 +22,7 @@ from mac_core.memory.sources import SqliteSource
 from mac_core.memory.sqlite_rows import (
     INFO,
     INSERT,
+    PINNED,
     RECORD,
     in_parts,
     info_of,
@@ -151,8 +152,8 @@ class SqliteStore:
         matching = "AND metadata_matches(metadata, ?)" if filter else ""
         wanted = (canonical_json(filter),) if filter else ()
         rows = self._query(
-            f"SELECT {INFO} FROM documents WHERE namespace = ? AND position > ? {matching} "
-            "ORDER BY position LIMIT ?",
+            f"SELECT {INFO}, {PINNED} FROM documents "
+            f"WHERE namespace = ? AND position > ? {matching} ORDER BY position LIMIT ?",
             (namespace, after, *wanted, limit + 1),
         )
         page = rows[:limit]

@@ -118,6 +118,7 @@ def _document(body: DocumentBody) -> Document:
         published_at=body.published_at.timestamp() if body.published_at else None,
         ttl_s=body.ttl_seconds,
         on_conflict=body.on_conflict,
+        pinned=body.pinned,
     )
 
 

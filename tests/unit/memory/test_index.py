@@ -9,10 +9,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mac_core.memory.growing import GrowingTensor
 from mac_core.memory.index import (
     MAX_QUERY_TERMS,
     Bm25Index,
-    GrowingTensor,
     best_rows,
     exact_cosines,
     query_terms,

@@ -209,3 +209,15 @@ def test_encodings_that_do_not_go_with_the_chunks_are_corrupt(
     digest = hashlib.sha256(canonical_json(values).encode()).hexdigest()
     with pytest.raises(CorruptRecord, match="document 'd'"):
         read(canonical_json(values | {"header_sha256": digest}), payload, fingerprint)
+
+
+def test_a_record_that_is_not_pinned_is_written_as_before(
+    make_record: MakeRecord, fingerprint: Fingerprint
+) -> None:
+    header, payload = encode_record(make_record("d"), fingerprint)
+    assert "pinned" not in header
+    assert not read(header, payload, fingerprint).pinned
+    header, payload = encode_record(make_record("d", pinned=True), fingerprint)
+    assert read(header, payload, fingerprint).pinned
+    plain, pinned = Document(text="t"), Document(text="t", pinned=True)
+    assert content_hash(plain) != content_hash(pinned)

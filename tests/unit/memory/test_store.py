@@ -268,3 +268,12 @@ def test_a_closed_store_says_so_and_can_be_opened_again(open_store: OpenStore) -
     with pytest.raises(StoreError, match="closed"):
         store.check()
     open_store().close()
+
+
+def test_pinned_is_kept_and_listed(store: Store, make_record: MakeRecord) -> None:
+    store.put("default", [make_record("a", pinned=True), make_record("b")])
+    assert [record.pinned for record in store.scan("default")] == [True, False]
+    assert [info.pinned for info in store.list("default", limit=9).documents] == [True, False]
+    assert [store.info("default", name).pinned for name in "ab"] == [True, False]
+    store.put("default", [make_record("a")])
+    assert [info.pinned for info in store.list("default", limit=9).documents] == [False, False]

@@ -238,6 +238,7 @@ class FakeEngine:
             version=self.versions[namespace],
             metadata=document.metadata,
             text=document.text,
+            pinned=document.pinned,
         )
 
     def _result(

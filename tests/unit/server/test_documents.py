@@ -5,7 +5,7 @@ from concurrent.futures import Future
 import httpx
 import pytest
 
-from mac_core.errors import CorruptRecord, EngineFailed, Overloaded, StoreError
+from mac_core.errors import BankFull, CorruptRecord, EngineFailed, Overloaded, StoreError
 from mac_core.types import Document, DocumentResult
 from tests.unit.server.fakes import FakeEngine
 
@@ -208,3 +208,21 @@ async def test_a_full_queue_is_429_and_says_when_to_retry(
     assert response.headers["retry-after"] == "3"
     assert response.json()["retry_after_s"] == 3
     assert "limit of 4" in response.json()["detail"]
+
+
+async def test_a_full_bank_is_507(client: httpx.AsyncClient, engine: FakeEngine) -> None:
+    engine.refusal = BankFull(namespace="default", what="documents", size=11, limit=10)
+    response = await client.post("/documents", json={"text": TEXT})
+    assert (response.status_code, response.json()["code"]) == (507, "bank_full")
+    assert "limit is 10" in response.json()["detail"]
+    assert "retry-after" not in response.headers
+
+
+async def test_pinned_is_shown_wherever_a_document_is(client: httpx.AsyncClient) -> None:
+    await client.post("/documents", json={"id": "a", "text": TEXT, "pinned": True})
+    await client.post("/documents", json={"id": "b", "text": TEXT})
+    listed = (await client.get("/documents")).json()["documents"]
+    assert [item["pinned"] for item in listed] == [True, False]
+    assert (await client.get("/documents/a")).json()["pinned"] is True
+    response = await client.post("/documents", json={"text": TEXT, "pinned": "yes"})
+    assert response.status_code == 422
