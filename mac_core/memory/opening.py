@@ -5,8 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from mac_core.errors import StoreError
+from mac_core.memory.jobs import JobStore
 from mac_core.memory.redis_client import public_name
+from mac_core.memory.redis_jobs import RedisJobStore
 from mac_core.memory.redis_store import RedisStore
+from mac_core.memory.sqlite_jobs import SqliteJobStore
 from mac_core.memory.sqlite_store import SqliteStore
 from mac_core.memory.store import Store
 from mac_core.types import Fingerprint
@@ -35,3 +38,15 @@ def open_store(url: str, *, fingerprint: Fingerprint | None) -> Store:
 def url_of_directory(directory: Path) -> str:
     """The URL of the SQLite store in a directory."""
     return f"sqlite:///{directory}"
+
+
+def open_job_store(url: str) -> JobStore:
+    """The jobs beside the store of `url`; of SQLite only while that store is open, for its lock.
+
+    Raises:
+        StoreError: as `open_store`.
+    """
+    scheme, _, rest = url.partition("://")
+    if scheme in REDIS_SCHEMES:
+        return RedisJobStore(url)
+    return SqliteJobStore(Path(rest.removeprefix("/")))
