@@ -207,6 +207,10 @@ class EngineConfig:
     max_batch_chunks: int = 16
     max_queued_questions: int = 256
     max_queued_documents: int = 1024
+    max_queued_jobs: int = 256  # queued or running, of all servers over one store
+    job_max_attempts: int = 3
+    job_lease_s: float = 30.0  # a server that is silent for longer loses its job to another
+    job_retention_s: float = 86_400.0  # how long a job that has ended is kept
     max_document_chars: int = 1_000_000
     default_timeout_ms: float = 60_000.0
     num_threads: int | None = None  # torch intra-op threads; None: torch's own choice
@@ -215,6 +219,8 @@ class EngineConfig:
     def __post_init__(self) -> None:
         _check_positive(self, "max_batch_questions", "max_batch_chunks", "max_queued_questions")
         _check_positive(self, "max_queued_documents", "max_document_chars", "default_timeout_ms")
+        _check_positive(self, "max_queued_jobs", "job_max_attempts", "job_lease_s")
+        _check_positive(self, "job_retention_s")
 
 
 def to_dict(config: Any) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from mac_core.config import EngineConfig, to_dict
+from mac_core.engine.jobs import Jobs
 from mac_core.engine.ports import AnsweringModel, SilentObserver
 from mac_core.engine.scheduler import Scheduler
 from mac_core.engine.serving import Clocks, Serving
@@ -19,6 +20,7 @@ from mac_core.engine.thread import STOPPED, EngineThread
 from mac_core.engine.tickets import DocumentsTicket, QuestionTicket, ReadTicket, RemovalTicket
 from mac_core.errors import NotReady
 from mac_core.memory import opening
+from mac_core.memory.jobs import JobStore
 from mac_core.memory.shared import SharedStore
 from mac_core.memory.store import Store
 from mac_core.types import (
@@ -58,6 +60,7 @@ class Engine:
         observer: EngineObserver | None = None,
         load: Callable[[], AnsweringModel] | None = None,
         open_store: Callable[[Fingerprint], Store] | None = None,
+        open_job_store: Callable[[], JobStore] | None = None,
         clocks: Clocks | None = None,
     ) -> None:
         """
@@ -65,6 +68,7 @@ class Engine:
             store_url: as `mac_core.memory.opening` reads it; None: SQLite in `store_directory`.
             load: gives the model; by default it is read from `bundle`. Engine thread.
             open_store: gives the store; by default that of `store_url`. Engine thread.
+            open_job_store: gives the jobs; by default those beside that store.
         """
         url = store_url or opening.url_of_directory(store_directory)
         self._name = bundle.name
@@ -87,12 +91,19 @@ class Engine:
             num_threads=config.num_threads,
         )
         self._ran_out_of_time = False
+        self.jobs = Jobs(
+            open_store=open_job_store or (lambda: opening.open_job_store(url)),
+            wait_until_ready=self.wait_until_ready,
+            add=self.add,
+            config=config,
+        )
 
     # Life.
 
     def start(self) -> None:
         """Begin to load; returns at once. `status` tells when the engine is ready, or why not."""
         self._thread.start()
+        self.jobs.start()
 
     def wait_until_ready(self, *, timeout_s: float | None = None) -> bool:
         """Block until the engine is ready or cannot become so; whether it is ready."""
@@ -100,6 +111,7 @@ class Engine:
 
     def drain(self, *, timeout_s: float) -> bool:
         """Refuse new work and finish what is queued; whether that was done in time."""
+        self.jobs.stop()
         self._scheduler.drain("the engine is draining")
         self._thread.begin_to_leave("finishing what is queued")
         is_over = self._thread.join(timeout_s)
@@ -113,6 +125,7 @@ class Engine:
             now: what is queued gets NotReady instead, and answers end at their next step. So it
                 goes, too, after a `drain` that ran out of time.
         """
+        self.jobs.stop()
         if now or self._ran_out_of_time:
             self._scheduler.stop(STOPPED)
             self._thread.begin_to_leave("stopping")
@@ -122,6 +135,7 @@ class Engine:
             self._thread.begin_to_leave("finishing what is queued")
             self._thread.join(None)
         self._scheduler.fail_open(NotReady(STOPPED))
+        self.jobs.close()
 
     # Health.
 
@@ -142,6 +156,8 @@ class Engine:
             queued_questions=self._scheduler.count_questions(),
             queued_documents=self._scheduler.count_documents(),
             last_step_age_s=self._last_step_age_s(),
+            jobs=self.jobs.counts,
+            jobs_ended=self.jobs.ended,
             **self._store_status(serving),
         )
 
