@@ -23,7 +23,7 @@ from server.problems import (
     on_validation_error,
 )
 from server.responses import Problem
-from server.routes import ask, documents, operations
+from server.routes import ask, documents, jobs, operations
 from server.settings import Settings
 from server.version import package_version, source_commit
 
@@ -56,7 +56,7 @@ def create_app(
     app.state.settings = settings
     app.state.metrics = metrics or Metrics()
     app.state.metrics.watch(engine, version=version)
-    for module in (documents, ask, operations):
+    for module in (documents, ask, jobs, operations):
         app.include_router(module.router)
         app.include_router(module.router, prefix="/v1", include_in_schema=False)
     # The last one added is the outermost.

@@ -25,7 +25,7 @@ from mac_core.types import (
     Question,
     RemoveResult,
 )
-from server.dependencies import EngineFacade
+from server.dependencies import EngineFacade, JobsFacade
 
 log = structlog.stdlib.get_logger("server.deferred")
 
@@ -80,6 +80,10 @@ class DeferredEngine:
 
     def bank_version(self, namespace: str) -> int:
         return self._engine.bank_version(namespace) if self._engine else 0
+
+    @property
+    def jobs(self) -> JobsFacade:
+        return self._built().jobs
 
     def add(
         self,

@@ -20,6 +20,9 @@ from mac_core.types import (
     DocumentPage,
     DocumentResult,
     EngineStatus,
+    Job,
+    JobPage,
+    JobState,
     MetadataValue,
     NamespaceInfo,
     Question,
@@ -31,11 +34,28 @@ from server.settings import Settings
 T = TypeVar("T")
 
 
+class JobsFacade(Protocol):
+    """The part of `mac_core.engine.jobs.Jobs` that HTTP uses. Any thread."""
+
+    def submit(self, documents: Sequence[Document], *, namespace: str = ...) -> Future[Job]: ...
+
+    def get(self, job_id: str) -> Future[Job]: ...
+
+    def list(
+        self, *, limit: int, cursor: str | None = None, state: JobState | None = None
+    ) -> Future[JobPage]: ...
+
+    def cancel(self, job_id: str) -> Future[Job]: ...
+
+
 class EngineFacade(Protocol):
     """The part of `mac_core.engine.Engine` that HTTP uses. Any thread.
 
     A protocol, so that neither a route nor its test imports torch.
     """
+
+    @property
+    def jobs(self) -> JobsFacade: ...
 
     def start(self) -> None: ...
 

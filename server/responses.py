@@ -23,7 +23,8 @@ NOTHING_NOTE = "no answer: no document was used, and the base LM alone is not as
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
-def _moment(seconds: float | None) -> datetime | None:
+def moment(seconds: float | None) -> datetime | None:
+    """Seconds since the epoch as a time in UTC."""
     # Addition, because fromtimestamp refuses what some platforms' time_t cannot hold.
     return None if seconds is None else _EPOCH + timedelta(seconds=seconds)
 
@@ -96,10 +97,10 @@ class DocumentSummary(BaseModel):
                 "title": info.title,
                 "chunks": info.num_chunks,
                 "tokens": info.num_tokens,
-                "created_at": _moment(info.created_at),
-                "updated_at": _moment(info.updated_at),
-                "published_at": _moment(info.published_at),
-                "expires_at": _moment(info.expires_at),
+                "created_at": moment(info.created_at),
+                "updated_at": moment(info.updated_at),
+                "published_at": moment(info.published_at),
+                "expires_at": moment(info.expires_at),
                 "bank_version": info.version,
                 "metadata": dict(info.metadata),
                 "text": info.text,  # read by DocumentDetail only
@@ -268,6 +269,8 @@ class Readiness(BaseModel):
     lag_s: float = Field(description="for how long the bank has not been known to equal the store")
     queued_questions: int
     queued_documents: int
+    queued_jobs: int = Field(description="jobs of all servers that wait for a worker")
+    running_jobs: int
     last_step_age_s: float | None
 
 

@@ -162,6 +162,16 @@ class NoQuery(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
 
+class AddQuery(BaseModel):
+    """Whether the answer waits until the documents are learned."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    wait: bool = Field(
+        default=True, description="false: 202 at once, and the outcome under `/jobs/{id}`"
+    )
+
+
 class NamespaceQuery(BaseModel):
     """Which namespace."""
 

@@ -46,6 +46,7 @@ from mac_core.types import (
 from server.app import create_app
 from server.dependencies import EngineFacade
 from server.settings import Settings
+from tests.unit.server.fake_jobs import FakeJobs
 
 T = TypeVar("T")
 BINARY = re.compile("[\x00-\x08\x0e-\x1f\x7f]")
@@ -70,6 +71,7 @@ class FakeEngine:
         self.asked = threading.Event()
         self.cancelled = threading.Event()
         self.was_closed = False
+        self.jobs = FakeJobs()
         self._worker = ThreadPoolExecutor(max_workers=1)
 
     def start(self) -> None: ...

@@ -150,6 +150,8 @@ async def test_openapi_lists_the_bare_routes(openapi: dict[str, Any]) -> None:
         "/documents/{document_id}",
         "/namespaces",
         "/ask",
+        "/jobs",
+        "/jobs/{job_id}",
         "/healthz",
         "/readyz",
         "/metrics",
