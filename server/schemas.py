@@ -172,6 +172,12 @@ class AddQuery(BaseModel):
     )
 
 
+class BulkQuery(AddQuery):
+    """Of a streamed body; `wait` is known so that its refusal can say why."""
+
+    namespace: Namespace | None = None
+
+
 class NamespaceQuery(BaseModel):
     """Which namespace."""
 

@@ -46,6 +46,7 @@ class Settings(BaseSettings):
     device: str = _ENGINE.device
     num_threads: int | None = Field(default=None, ge=1)  # None: torch's own choice
     max_body_bytes: int = Field(default=8 * 1024**2, ge=1024)
+    max_bulk_bytes: int | None = Field(default=None, ge=1024)  # of an NDJSON body; None: any
     max_document_chars: int = Field(default=_ENGINE.max_document_chars, ge=1)
     max_queued_questions: int = Field(default=_ENGINE.max_queued_questions, ge=1)
     max_queued_documents: int = Field(default=_ENGINE.max_queued_documents, ge=1)

@@ -8,8 +8,9 @@ from fastapi import APIRouter, Body, Depends, Path, Query, Response
 from fastapi.responses import JSONResponse
 
 from mac_core.errors import DocumentNotFound, StoreError
-from mac_core.types import DEFAULT_NAMESPACE, Document, DocumentResult
+from mac_core.types import DEFAULT_NAMESPACE, DocumentResult
 from server.dependencies import EngineDependency, EngineFacade, outcome, require_json
+from server.documents import document_of
 from server.job_schemas import JobBody
 from server.responses import (
     DocumentDetail,
@@ -138,19 +139,6 @@ async def get_namespaces(
     """List the namespaces with their sizes and versions."""
     infos = await outcome(engine.list_namespaces())
     return NamespaceList(namespaces=[NamespaceSummary.of(info) for info in infos])
-
-
-def document_of(body: DocumentBody) -> Document:
-    """The engine's document of a validated body."""
-    return Document(
-        text=body.text,
-        id=body.id,
-        title=body.title,
-        metadata=body.metadata,
-        published_at=body.published_at.timestamp() if body.published_at else None,
-        ttl_s=body.ttl_seconds,
-        on_conflict=body.on_conflict,
-    )
 
 
 def _outcome(body: DocumentBody, result: DocumentResult) -> DocumentLearned | DocumentFailed:
