@@ -283,6 +283,10 @@ class EngineConfig:
     max_batch_chunks: int = 16
     max_queued_questions: int = 256
     max_queued_documents: int = 1024
+    max_queued_jobs: int = 256  # queued or running, of all servers over one store
+    job_max_attempts: int = 3
+    job_lease_s: float = 30.0  # a server that is silent for longer loses its job to another
+    job_retention_s: float = 86_400.0  # how long a job that has ended is kept
     max_document_chars: int = 1_000_000
     default_timeout_ms: float = 60_000.0
     num_threads: int | None = None  # torch intra-op threads; None: torch's own choice
@@ -300,6 +304,8 @@ class EngineConfig:
         _check_positive(self, "max_queued_documents", "max_document_chars", "default_timeout_ms")
         if self.modulation_bits not in MODULATION_BITS:
             raise ValueError(f"modulation_bits={self.modulation_bits} is not in {MODULATION_BITS}")
+        _check_positive(self, "max_queued_jobs", "job_max_attempts", "job_lease_s")
+        _check_positive(self, "job_retention_s")
 
 
 def to_dict(config: Any) -> dict[str, Any]:

@@ -100,6 +100,23 @@ class BankBehind(MacError):
         self.min_version = min_version
 
 
+class JobNotFound(MacError):
+    """No job with this id: there never was, or it ended longer ago than jobs are kept."""
+
+    def __init__(self, *, job_id: str) -> None:
+        super().__init__(f"no job {job_id!r}")
+        self.job_id = job_id
+
+
+class JobFinished(MacError):
+    """A job that has ended cannot be cancelled."""
+
+    def __init__(self, *, job_id: str, state: str) -> None:
+        super().__init__(f"job {job_id!r} has ended: it is {state}")
+        self.job_id = job_id
+        self.state = state
+
+
 class StoreError(MacError):
     """The store could not read or write; nothing was changed."""
 

@@ -18,6 +18,7 @@ Mode = Literal["none", "text", "memory", "hybrid"]
 OnConflict = Literal["upsert", "skip", "fail"]
 DocumentStatus = Literal["inserted", "updated", "unchanged", "failed"]
 MetadataValue = str | int | float | bool | None
+JobState = Literal["queued", "running", "done", "failed", "cancelled", "dead"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -230,6 +231,47 @@ class RestoreResult:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class JobResult:
+    """What became of one document of a job, as it is kept: an error is a name and words."""
+
+    id: str
+    status: DocumentStatus
+    num_chunks: int = 0
+    num_tokens: int = 0
+    bank_version: int = 0
+    error: str | None = None  # the error's type; set exactly when status is "failed"
+    detail: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """Documents that are learned after their request was answered."""
+
+    id: str
+    namespace: str
+    state: JobState
+    num_documents: int
+    attempts: int  # how often a server began to work on it
+    reason: str | None  # why it was tried again, or is dead
+    created_at: float  # seconds since the epoch
+    updated_at: float
+    results: tuple[JobResult, ...]  # of the first documents so far, in the order of the request
+
+    @property
+    def bank_version(self) -> int:
+        """A bank at this version has seen everything that the job has learned so far."""
+        return max((result.bank_version for result in self.results), default=0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobPage:
+    """One page of the list, the newest first."""
+
+    jobs: tuple[Job, ...]
+    next_cursor: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EngineStatus:
     """The engine's health, readable from any thread."""
 
@@ -248,6 +290,8 @@ class EngineStatus:
     num_corrupt: int = 0  # records that were met and left out since the start
     lag_s: float = 0.0  # for how long the bank has not been known to equal the store
     tier_bytes: Mapping[str, int] = field(default_factory=dict)  # by tier: device, ram, disk
+    jobs: Mapping[JobState, int] = field(default_factory=dict)  # by state, when last looked at
+    jobs_ended: Mapping[str, int] = field(default_factory=dict)  # by outcome, in this process
 
 
 class EngineObserver(Protocol):

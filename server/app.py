@@ -13,6 +13,7 @@ from fastapi.openapi.utils import get_openapi
 from starlette.exceptions import HTTPException
 
 from mac_core.errors import MacError
+from server.bulk import MEDIA_TYPE as BULK_MEDIA_TYPE
 from server.dependencies import EngineFacade
 from server.middleware import BodyLimit, RequestObserver
 from server.observability import Metrics
@@ -23,7 +24,7 @@ from server.problems import (
     on_validation_error,
 )
 from server.responses import Problem
-from server.routes import ask, documents, namespaces, operations, snapshots
+from server.routes import ask, bulk, documents, jobs, namespaces, operations, snapshots
 from server.settings import Settings
 from server.version import package_version, source_commit
 
@@ -56,7 +57,7 @@ def create_app(
     app.state.settings = settings
     app.state.metrics = metrics or Metrics()
     app.state.metrics.watch(engine, version=version)
-    for module in (documents, namespaces, snapshots, ask, operations):
+    for module in (bulk, documents, namespaces, snapshots, ask, jobs, operations):
         app.include_router(module.router)
         app.include_router(module.router, prefix="/v1", include_in_schema=False)
     # The last one added is the outermost.
@@ -94,6 +95,10 @@ def _openapi(app: FastAPI, settings: Settings) -> dict[str, Any]:
         schemas["DocumentBody"]["properties"]["text"]["maxLength"] = settings.max_document_chars
         asking = schemas["AskBody"]["properties"]
         asking["min_confidence"]["default"] = settings.min_confidence
+        adding = schema["paths"]["/documents"]["post"]
+        adding["requestBody"]["content"][BULK_MEDIA_TYPE] = {
+            "schema": {"$ref": "#/components/schemas/DocumentBody"}
+        }
         schema["info"]["x-max-body-bytes"] = settings.max_body_bytes
         app.openapi_schema = schema
     return app.openapi_schema

@@ -102,34 +102,22 @@ def serve(
 @app.command()
 def ingest(
     files: Annotated[
-        list[Path], typer.Argument(help=".txt, .md or .jsonl", exists=True, dir_okay=False)
+        list[str],
+        typer.Argument(help="Files, directories or patterns: txt, md, html, pdf, jsonl, csv."),
     ],
     url: Url = DEFAULT_URL,
     namespace: Annotated[str, typer.Option(help="Where the documents go.")] = "default",
 ) -> None:
-    """Send files to a server: a .jsonl line is a document object, any other file is one text."""
+    """Send files to a server. Again with the same names sends nothing new: so it resumes, too."""
     from rich.console import Console
-    from rich.progress import Progress
 
-    from server.client import Client, IngestReport, ServerRefused, batches, read_documents
+    from server.importing import run_import
 
-    report = IngestReport()
-    documents = [document for path in files for document in read_documents(path, report)]
-    client = Client(url)
-    try:
-        with Progress(console=Console(stderr=True)) as progress:
-            task = progress.add_task("ingest", total=len(documents))
-            for batch in batches(documents):
-                client.add(batch, namespace, report)
-                progress.advance(task, len(batch))
-    except ServerRefused as error:
-        report.fail(url, str(error))
-    finally:
-        client.close()
-    for failure in report.failures:
-        typer.echo(failure, err=True)
+    report = run_import(files, url=url, namespace=namespace, console=Console(stderr=True))
+    for line in (*report.notes, *report.failures):
+        typer.echo(line, err=True)
     counts = ", ".join(f"{count} {status}" for status, count in sorted(report.counts.items()))
-    typer.echo(f"{len(documents)} documents: {counts or 'nothing sent'}")
+    typer.echo(f"{report.num_read} documents: {counts or 'nothing sent'}")
     raise typer.Exit(1 if report.failures else 0)
 
 

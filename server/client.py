@@ -1,14 +1,12 @@
-"""The HTTP client behind `mac ingest` and `mac ask`: files to documents, batches, retries."""
+"""The HTTP client behind `mac ingest` and `mac ask`: batches, retries, what became of each."""
 
 from __future__ import annotations
 
 import json
-import re
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -18,7 +16,6 @@ BATCH_BYTES = 4 * 1024**2  # half of the server's default limit of a body
 MAX_ATTEMPTS = 8
 MAX_RETRY_AFTER_S = 60.0
 RETRYABLE = (429, 503)
-MAX_ID_CHARS = 256
 
 Payload = dict[str, Any]
 
@@ -33,61 +30,24 @@ class SourceDocument:
 
     origin: str
     payload: Payload
+    num_bytes: int = 0  # of the file, for a progress bar
 
 
 @dataclass(slots=True, kw_only=True)
 class IngestReport:
     """What became of every document that was read."""
 
+    num_read: int = 0  # documents
     counts: Counter[str] = field(default_factory=Counter)  # by status
     failures: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)  # what was left out on purpose
 
     def fail(self, origin: str, reason: str) -> None:
         self.counts["failed"] += 1
         self.failures.append(f"{origin}: {reason}")
 
 
-def read_documents(path: Path, report: IngestReport) -> Iterator[SourceDocument]:
-    """Documents of one file: each line of .jsonl, else the file as a whole.
-
-    What cannot be read goes to `report` and does not end the run.
-    """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        report.fail(path.as_posix(), f"not readable as UTF-8 text: {error}")
-        return
-    if path.suffix.lower() == ".jsonl":
-        yield from _read_lines(path, text, report)
-        return
-    payload = {"id": path.as_posix()[-MAX_ID_CHARS:], "title": _title(path, text), "text": text}
-    yield SourceDocument(origin=path.as_posix(), payload=payload)
-
-
-def _read_lines(path: Path, text: str, report: IngestReport) -> Iterator[SourceDocument]:
-    # Not splitlines(): JSON strings may hold U+2028, which is no end of a line here.
-    for number, line in enumerate(text.split("\n"), start=1):
-        if not line.strip():
-            continue
-        origin = f"{path.as_posix()}:{number}"
-        try:
-            payload = json.loads(line)
-        except ValueError as error:
-            report.fail(origin, f"not JSON: {error}")
-            continue
-        if isinstance(payload, dict):
-            yield SourceDocument(origin=origin, payload=payload)
-        else:
-            report.fail(origin, "not a JSON object")
-
-
-def _title(path: Path, text: str) -> str:
-    """A Markdown file's first heading, else the file's name."""
-    heading = re.search(r"^#\s+(.+)$", text, re.MULTILINE) if path.suffix.lower() == ".md" else None
-    return (heading.group(1) if heading else path.stem).strip()[:512]
-
-
-def batches(documents: Sequence[SourceDocument]) -> Iterator[list[SourceDocument]]:
+def batches(documents: Iterable[SourceDocument]) -> Iterator[list[SourceDocument]]:
     """Cut into bodies of at most `BATCH_DOCUMENTS` documents and about `BATCH_BYTES`."""
     batch: list[SourceDocument] = []
     size = 0

@@ -26,7 +26,7 @@ from mac_core.types import (
     Question,
     RemoveResult,
 )
-from server.dependencies import EngineFacade, SnapshotsFacade
+from server.dependencies import EngineFacade, JobsFacade, SnapshotsFacade
 
 log = structlog.stdlib.get_logger("server.deferred")
 
@@ -81,6 +81,10 @@ class DeferredEngine:
 
     def bank_version(self, namespace: str) -> int:
         return self._engine.bank_version(namespace) if self._engine else 0
+
+    @property
+    def jobs(self) -> JobsFacade:
+        return self._built().jobs
 
     def add(
         self,

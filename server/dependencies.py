@@ -20,6 +20,9 @@ from mac_core.types import (
     DocumentPage,
     DocumentResult,
     EngineStatus,
+    Job,
+    JobPage,
+    JobState,
     MetadataValue,
     NamespaceInfo,
     NamespaceResult,
@@ -50,6 +53,20 @@ class SnapshotsFacade(Protocol):
     ) -> Future[RestoreResult]: ...
 
 
+class JobsFacade(Protocol):
+    """The part of `mac_core.engine.jobs.Jobs` that HTTP uses. Any thread."""
+
+    def submit(self, documents: Sequence[Document], *, namespace: str = ...) -> Future[Job]: ...
+
+    def get(self, job_id: str) -> Future[Job]: ...
+
+    def list(
+        self, *, limit: int, cursor: str | None = None, state: JobState | None = None
+    ) -> Future[JobPage]: ...
+
+    def cancel(self, job_id: str) -> Future[Job]: ...
+
+
 class EngineFacade(Protocol):
     """The part of `mac_core.engine.Engine` that HTTP uses. Any thread.
 
@@ -58,6 +75,9 @@ class EngineFacade(Protocol):
 
     @property
     def snapshots(self) -> SnapshotsFacade: ...
+
+    @property
+    def jobs(self) -> JobsFacade: ...
 
     def start(self) -> None: ...
 

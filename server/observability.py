@@ -12,7 +12,7 @@ from typing import Any
 
 import structlog
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from prometheus_client.core import GaugeMetricFamily, InfoMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily
 from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
 
@@ -112,6 +112,16 @@ class _EngineGauges(Collector):
         for name in STATES:
             state.add_metric([name], float(name == status.state))
         yield state
+        jobs = GaugeMetricFamily("mac_jobs", "Jobs of all servers by state.", labels=["state"])
+        for name, amount in status.jobs.items():
+            jobs.add_metric([name], amount)
+        yield jobs
+        ended = CounterMetricFamily(
+            "mac_jobs_ended", "What became of jobs on this server.", labels=["outcome"]
+        )
+        for outcome, amount in status.jobs_ended.items():
+            ended.add_metric([outcome], amount)
+        yield ended
         yield from (
             GaugeMetricFamily(name, text, value=value)
             for name, text, value in (

@@ -30,6 +30,8 @@ from mac_core.errors import (
     ForeignRecord,
     ForeignSnapshot,
     InvalidInput,
+    JobFinished,
+    JobNotFound,
     MacError,
     NamespaceNotEmpty,
     NamespaceNotFound,
@@ -63,6 +65,8 @@ PROBLEMS: dict[type[MacError], tuple[int, str]] = {
     ForeignSnapshot: (409, "foreign_snapshot"),
     NamespaceNotEmpty: (409, "namespace_not_empty"),
     BankFull: (507, "bank_full"),
+    JobNotFound: (404, "job_not_found"),
+    JobFinished: (409, "job_finished"),
     Overloaded: (429, "overloaded"),
     DeadlineExceeded: (504, "deadline_exceeded"),
     NotReady: (503, "not_ready"),
@@ -104,6 +108,13 @@ def classify(error: BaseException) -> tuple[int, str, str]:
             status, code = PROBLEMS[kind]
             return status, code, str(error) if status != 500 else _HIDDEN
     return *INTERNAL, _HIDDEN
+
+
+def code_named(name: str) -> str:
+    """The stable code of an error that was kept by the name of its type."""
+    return next(
+        (code for kind, (_, code) in PROBLEMS.items() if kind.__name__ == name), INTERNAL[1]
+    )
 
 
 _HIDDEN = "the server failed on this request; its log has the cause under the request id"

@@ -23,6 +23,7 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 def moment(seconds: float | None) -> datetime | None:
+    """Seconds since the epoch as a time in UTC."""
     # Addition, because fromtimestamp refuses what some platforms' time_t cannot hold.
     return None if seconds is None else _EPOCH + timedelta(seconds=seconds)
 
@@ -244,6 +245,8 @@ class Readiness(BaseModel):
     corrupt_records: int = Field(description="met and left out since the start")
     queued_questions: int
     queued_documents: int
+    queued_jobs: int = Field(description="jobs of all servers that wait for a worker")
+    running_jobs: int
     last_step_age_s: float | None
 
 

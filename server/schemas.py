@@ -165,6 +165,22 @@ class NoQuery(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
 
+class AddQuery(BaseModel):
+    """Whether the answer waits until the documents are learned."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    wait: bool = Field(
+        default=True, description="false: 202 at once, and the outcome under `/jobs/{id}`"
+    )
+
+
+class BulkQuery(AddQuery):
+    """Of a streamed body; `wait` is known so that its refusal can say why."""
+
+    namespace: Namespace | None = None
+
+
 class NamespaceQuery(BaseModel):
     """Which namespace."""
 

@@ -65,9 +65,14 @@ class Settings(BaseSettings):
     max_ram_bytes: int | None = Field(default=None, ge=0)  # of modulations; others in mapped files
     bank_policy: Literal["refuse", "oldest", "least_used"] = BudgetConfig().policy
     max_body_bytes: int = Field(default=8 * 1024**2, ge=1024)
+    max_bulk_bytes: int | None = Field(default=None, ge=1024)  # of an NDJSON body; None: any
     max_document_chars: int = Field(default=_ENGINE.max_document_chars, ge=1)
     max_queued_questions: int = Field(default=_ENGINE.max_queued_questions, ge=1)
     max_queued_documents: int = Field(default=_ENGINE.max_queued_documents, ge=1)
+    max_queued_jobs: int = Field(default=_ENGINE.max_queued_jobs, ge=1)
+    job_max_attempts: int = Field(default=_ENGINE.job_max_attempts, ge=1)
+    job_lease_s: float = Field(default=_ENGINE.job_lease_s, ge=1)
+    job_retention_s: float = Field(default=_ENGINE.job_retention_s, gt=0)
     max_batch_questions: int = Field(default=_ENGINE.max_batch_questions, ge=1)
     max_batch_chunks: int = Field(default=_ENGINE.max_batch_chunks, ge=1)
     modulation_bits: ModulationBits = _ENGINE.modulation_bits  # of each stored value
@@ -98,6 +103,10 @@ class Settings(BaseSettings):
             max_batch_chunks=self.max_batch_chunks,
             max_queued_questions=self.max_queued_questions,
             max_queued_documents=self.max_queued_documents,
+            max_queued_jobs=self.max_queued_jobs,
+            job_max_attempts=self.job_max_attempts,
+            job_lease_s=self.job_lease_s,
+            job_retention_s=self.job_retention_s,
             max_document_chars=self.max_document_chars,
             default_timeout_ms=self.default_timeout_ms,
             num_threads=self.num_threads,

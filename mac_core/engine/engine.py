@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from mac_core.config import EngineConfig, to_dict
+from mac_core.engine.jobs import Jobs
 from mac_core.engine.ports import AnsweringModel, SilentObserver
 from mac_core.engine.scheduler import Scheduler
 from mac_core.engine.serving import Clocks, Serving
@@ -26,6 +27,7 @@ from mac_core.engine.tickets import (
 )
 from mac_core.errors import NotReady
 from mac_core.memory import opening
+from mac_core.memory.jobs import JobStore
 from mac_core.memory.shared import SharedStore
 from mac_core.memory.store import Store
 from mac_core.types import (
@@ -67,6 +69,7 @@ class Engine:
         observer: EngineObserver | None = None,
         load: Callable[[], AnsweringModel] | None = None,
         open_store: Callable[[Fingerprint], Store] | None = None,
+        open_job_store: Callable[[], JobStore] | None = None,
         clocks: Clocks | None = None,
     ) -> None:
         """
@@ -75,6 +78,7 @@ class Engine:
             snapshot_directory: None: `snapshots` in `store_directory`.
             load: gives the model; by default it is read from `bundle`. Engine thread.
             open_store: gives the store; by default that of `store_url`. Engine thread.
+            open_job_store: gives the jobs; by default those beside that store.
         """
         url = store_url or opening.url_of_directory(store_directory)
         self._name = bundle.name
@@ -102,12 +106,19 @@ class Engine:
             write=self._submit_write,
         )
         self._ran_out_of_time = False
+        self.jobs = Jobs(
+            open_store=open_job_store or (lambda: opening.open_job_store(url)),
+            wait_until_ready=self.wait_until_ready,
+            add=self.add,
+            config=config,
+        )
 
     # Life.
 
     def start(self) -> None:
         """Begin to load; returns at once. `status` tells when the engine is ready, or why not."""
         self._thread.start()
+        self.jobs.start()
 
     def wait_until_ready(self, *, timeout_s: float | None = None) -> bool:
         """Block until the engine is ready or cannot become so; whether it is ready."""
@@ -115,6 +126,7 @@ class Engine:
 
     def drain(self, *, timeout_s: float) -> bool:
         """Refuse new work and finish what is queued; whether that was done in time."""
+        self.jobs.stop()
         self._scheduler.drain("the engine is draining")
         self._thread.begin_to_leave("finishing what is queued")
         is_over = self._thread.join(timeout_s)
@@ -128,6 +140,7 @@ class Engine:
             now: what is queued gets NotReady instead, and answers end at their next step. So it
                 goes, too, after a `drain` that ran out of time.
         """
+        self.jobs.stop()
         if now or self._ran_out_of_time:
             self._scheduler.stop(STOPPED)
             self._thread.begin_to_leave("stopping")
@@ -137,6 +150,7 @@ class Engine:
             self._thread.begin_to_leave("finishing what is queued")
             self._thread.join(None)
         self._scheduler.fail_open(NotReady(STOPPED))
+        self.jobs.close()
 
     # Health.
 
@@ -159,6 +173,8 @@ class Engine:
             queued_documents=self._scheduler.count_documents(),
             last_step_age_s=self._last_step_age_s(),
             num_corrupt=0 if serving is None else serving.mirror.num_corrupt,
+            jobs=self.jobs.counts,
+            jobs_ended=self.jobs.ended,
             **self._store_status(serving),
         )
 

@@ -6,9 +6,12 @@ from pathlib import Path
 
 from mac_core.errors import StoreError
 from mac_core.memory.copying import Source
+from mac_core.memory.jobs import JobStore
 from mac_core.memory.redis_client import Availability, connect, public_name
+from mac_core.memory.redis_jobs import RedisJobStore
 from mac_core.memory.redis_store import RedisStore
 from mac_core.memory.sources import RedisSource, SqliteSource
+from mac_core.memory.sqlite_jobs import SqliteJobStore
 from mac_core.memory.sqlite_store import DATABASE, SqliteStore
 from mac_core.memory.store import Store
 from mac_core.types import Fingerprint
@@ -56,3 +59,15 @@ def _no_store(url: str) -> str:
 def url_of_directory(directory: Path) -> str:
     """The URL of the SQLite store in a directory."""
     return f"sqlite:///{directory}"
+
+
+def open_job_store(url: str) -> JobStore:
+    """The jobs beside the store of `url`; of SQLite only while that store is open, for its lock.
+
+    Raises:
+        StoreError: as `open_store`.
+    """
+    scheme, _, rest = url.partition("://")
+    if scheme in REDIS_SCHEMES:
+        return RedisJobStore(url)
+    return SqliteJobStore(Path(rest.removeprefix("/")))

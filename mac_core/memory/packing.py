@@ -101,15 +101,16 @@ def _all_levels(bits: int) -> Tensor:
 def _blocks(values: Tensor) -> Tensor:
     """`(rows, width)` -> `(rows, ceil(width / BLOCK), BLOCK)`, padded with zeros."""
     padded: Tensor = F.pad(values, (0, -values.shape[1] % BLOCK))
-    return padded.unflatten(1, (padded.shape[1] // BLOCK, BLOCK))
+    return padded.reshape(len(padded), padded.shape[1] // BLOCK, BLOCK)
 
 
 def _pack(codes: Tensor, *, bits: int) -> Tensor:
     """`(rows, width)` codes -> `(rows, ceil(width * bits / 8))` uint8, the first value lowest."""
     each = 8 // bits
     padded: Tensor = F.pad(codes, (0, -codes.shape[1] % each))
-    grouped = padded.unflatten(1, (padded.shape[1] // each, each))
-    return (grouped * 2 ** (bits * torch.arange(each))).sum(-1).to(torch.uint8)
+    grouped = padded.reshape(len(padded), padded.shape[1] // each, each)
+    packed: Tensor = (grouped * 2 ** (bits * torch.arange(each))).sum(-1)
+    return packed.to(torch.uint8)
 
 
 def _unpack(packed: Tensor, *, bits: int, width: int) -> Tensor:

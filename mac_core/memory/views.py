@@ -12,6 +12,7 @@ from torch import Tensor
 
 from mac_core.memory.growing import GrowingList, GrowingTensor
 from mac_core.memory.index import Bm25Index
+from mac_core.memory.quantization import SlotEncoding
 from mac_core.memory.records import DocumentRecord, StoredModulation
 from mac_core.memory.tiers import TieredModulation
 from mac_core.types import MetadataValue
@@ -96,8 +97,8 @@ GONE = BankEntry(  # what stands at a hidden place
     published_at=None,
     expires_at=None,
     stored=StoredModulation(
+        encoding=SlotEncoding(width=0),
         slots=_NOTHING,
-        slot_scales=_NOTHING,
         selection_key=_NOTHING,
         token_ids=_NOTHING,
         token_offsets=_NOTHING,

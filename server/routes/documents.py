@@ -5,10 +5,13 @@ from __future__ import annotations
 from typing import Annotated
 
 from fastapi import APIRouter, Body, Depends, Path, Query, Response
+from fastapi.responses import JSONResponse
 
 from mac_core.errors import DocumentNotFound, StoreError
-from mac_core.types import DEFAULT_NAMESPACE, Document, DocumentResult
-from server.dependencies import EngineDependency, outcome, require_json
+from mac_core.types import DEFAULT_NAMESPACE, DocumentResult
+from server.dependencies import EngineDependency, EngineFacade, outcome, require_json
+from server.documents import document_of
+from server.job_schemas import JobBody
 from server.responses import (
     DocumentDetail,
     DocumentFailed,
@@ -20,11 +23,12 @@ from server.responses import (
 )
 from server.schemas import (
     AddBody,
+    AddQuery,
     DocumentBody,
     DocumentId,
+    DocumentsBody,
     ListQuery,
     NamespaceQuery,
-    NoQuery,
 )
 
 router = APIRouter(tags=["documents"])
@@ -35,29 +39,34 @@ router = APIRouter(tags=["documents"])
     dependencies=[Depends(require_json)],
     status_code=201,
     response_model=DocumentLearned | DocumentsLearned,
-    responses={200: {"model": DocumentLearned | DocumentsLearned}},
+    responses={200: {"model": DocumentLearned | DocumentsLearned}, 202: {"model": JobBody}},
 )
 async def post_documents(
     body: Annotated[AddBody, Body()],
-    _query: Annotated[NoQuery, Query()],
+    query: Annotated[AddQuery, Query()],
     response: Response,
     engine: EngineDependency,
-) -> DocumentLearned | DocumentsLearned:
+) -> DocumentLearned | DocumentsLearned | Response:
     """Learn one document (201, or 200 when it was known) or a batch (200).
 
     When it answers, the documents are durable and the next question sees them. A batch of which
-    the store took nothing is 503.
+    the store took nothing is 503. With `?wait=false` it answers 202 as soon as they are kept
+    as a job, which outlives the server and is found at `Location`.
+
+    With `application/x-ndjson` the body is one document a line, however many, and so is the answer.
     """
+    if not query.wait:
+        return await _accepted(body, engine)
     if isinstance(body, DocumentBody):
         namespace = body.namespace or DEFAULT_NAMESPACE
-        (result,) = await outcome(engine.add([_document(body)], namespace=namespace))
+        (result,) = await outcome(engine.add([document_of(body)], namespace=namespace))
         if result.error is not None:
             raise result.error
         response.status_code = 201 if result.status == "inserted" else 200
         return DocumentLearned.of(result)
     namespace = body.resolved_namespace()
     results = await outcome(
-        engine.add([_document(item) for item in body.documents], namespace=namespace)
+        engine.add([document_of(item) for item in body.documents], namespace=namespace)
     )
     failures = [result.error for result in results if isinstance(result.error, StoreError)]
     if len(failures) == len(results):  # nothing was written: the whole can be sent again
@@ -66,6 +75,17 @@ async def post_documents(
     learned = [_outcome(item, result) for item, result in zip(body.documents, results, strict=True)]
     bank_version = max(result.bank_version for result in results)
     return DocumentsLearned(documents=learned, bank_version=bank_version)
+
+
+async def _accepted(body: DocumentBody | DocumentsBody, engine: EngineFacade) -> Response:
+    if isinstance(body, DocumentBody):
+        documents, namespace = [body], body.namespace or DEFAULT_NAMESPACE
+    else:
+        documents, namespace = body.documents, body.resolved_namespace()
+    kept = engine.jobs.submit([document_of(item) for item in documents], namespace=namespace)
+    job = JobBody.of(await outcome(kept))
+    headers = {"Location": f"/jobs/{job.id}"}
+    return JSONResponse(job.model_dump(mode="json"), status_code=202, headers=headers)
 
 
 @router.get("/documents")
@@ -107,19 +127,6 @@ async def delete_document(
     if not result.removed_ids:
         raise DocumentNotFound(namespace=query.namespace, document_id=document_id)
     return DocumentRemoved(id=document_id, bank_version=result.bank_version)
-
-
-def _document(body: DocumentBody) -> Document:
-    return Document(
-        text=body.text,
-        id=body.id,
-        title=body.title,
-        metadata=body.metadata,
-        published_at=body.published_at.timestamp() if body.published_at else None,
-        ttl_s=body.ttl_seconds,
-        on_conflict=body.on_conflict,
-        pinned=body.pinned,
-    )
 
 
 def _outcome(body: DocumentBody, result: DocumentResult) -> DocumentLearned | DocumentFailed:

@@ -84,5 +84,7 @@ def _readiness(engine: EngineFacade, status: EngineStatus, *, state: str, detail
         corrupt_records=status.num_corrupt,
         queued_questions=status.queued_questions,
         queued_documents=status.queued_documents,
+        queued_jobs=status.jobs.get("queued", 0),
+        running_jobs=status.jobs.get("running", 0),
         last_step_age_s=status.last_step_age_s,
     )

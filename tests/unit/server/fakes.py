@@ -53,6 +53,7 @@ from mac_core.types import (
 from server.app import create_app
 from server.dependencies import EngineFacade
 from server.settings import Settings
+from tests.unit.server.fake_jobs import FakeJobs
 
 T = TypeVar("T")
 BINARY = re.compile("[\x00-\x08\x0e-\x1f\x7f]")
@@ -156,6 +157,7 @@ class FakeEngine:
         self.cancelled = threading.Event()
         self.was_closed = False
         self.snapshots = FakeSnapshots(self)
+        self.jobs = FakeJobs()
         self._worker = ThreadPoolExecutor(max_workers=1)
 
     def start(self) -> None: ...

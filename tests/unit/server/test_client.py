@@ -1,14 +1,12 @@
-"""The client of `mac ingest`: files, batches, retries."""
+"""The client of `mac ingest`: batches, retries."""
 
 import json
 from collections.abc import Callable
-from pathlib import Path
 
 import httpx
 import pytest
 
 from server.client import Client, IngestReport, ServerRefused, SourceDocument, batches
-from server.client import read_documents as read
 
 Answer = Callable[[httpx.Request], httpx.Response]
 
@@ -29,37 +27,6 @@ def problem(status: int, headers: dict[str, str] | None = None) -> httpx.Respons
 
 def client_of(answer: Answer, waits: list[float]) -> Client:
     return Client("http://test", transport=httpx.MockTransport(answer), sleep=waits.append)
-
-
-def test_a_jsonl_file_is_a_document_per_line(tmp_path: Path) -> None:
-    path = tmp_path / "a.jsonl"
-    path.write_text('{"text": "one\u2028still one"}\n\n[1]\nnot json\n{"text": "two"}\n', "utf-8")
-    report = IngestReport()
-    texts = [item.payload["text"] for item in read(path, report)]
-    assert texts == ["one\u2028still one", "two"]
-    assert [failure.split(": ")[0].rpartition("/")[2] for failure in report.failures] == [
-        "a.jsonl:3",
-        "a.jsonl:4",
-    ]
-
-
-def test_another_file_is_one_document_named_by_its_path(tmp_path: Path) -> None:
-    path = tmp_path / "guide.md"
-    path.write_text("intro\n# The Guide \ntext", "utf-8")
-    (document,) = read(path, IngestReport())
-    assert document.payload == {
-        "id": path.as_posix(),
-        "title": "The Guide",
-        "text": "intro\n# The Guide \ntext",
-    }
-
-
-def test_a_file_that_is_not_utf8_fails_and_the_run_goes_on(tmp_path: Path) -> None:
-    path = tmp_path / "binary.txt"
-    path.write_bytes(b"\xff\xfe\x00")
-    report = IngestReport()
-    assert list(read(path, report)) == []
-    assert (report.counts["failed"], "binary.txt" in report.failures[0]) == (1, True)
 
 
 def test_batches_hold_at_most_64_documents_each_once() -> None:

@@ -156,6 +156,8 @@ async def test_openapi_lists_the_bare_routes(openapi: dict[str, Any]) -> None:
         "/snapshots/{name}/verify",
         "/snapshots/{name}/restore",
         "/ask",
+        "/jobs",
+        "/jobs/{job_id}",
         "/healthz",
         "/readyz",
         "/metrics",
