@@ -12,6 +12,7 @@ from pathlib import Path
 
 from mac_core.engine.snapshots import default_name
 from mac_core.errors import CorruptRecord, NamespaceNotFound
+from mac_core.memory.codebook_records import is_own_id
 from mac_core.memory.copying import RawRecord
 from mac_core.memory.opening import open_source, open_store
 from mac_core.memory.record_format import check_record, decode_record
@@ -129,10 +130,11 @@ def export_documents(store_url: str, namespace: str) -> Iterator[DocumentInfo]:
         found: dict[str, DocumentInfo] = {}
 
         def keep(record: RawRecord) -> None:
-            found[record.id] = _info(namespace, record)
+            if not is_own_id(record.id):
+                found[record.id] = _info(namespace, record)
 
         copied = source.copy(namespace, keep)
-    yield from (found[name] for name in copied.ids)
+    yield from (found[name] for name in copied.ids if name in found)
 
 
 def verify_bank(store_url: str, *, advance: Advance = nothing) -> BankCheck:
