@@ -15,7 +15,8 @@ import torch
 from numpy.typing import NDArray
 
 from mac_core.memory.chunking import Chunk
-from mac_core.memory.quantization import StoredModulation
+from mac_core.memory.narrowing import offset_steps
+from mac_core.memory.quantization import SlotEncoding, StoredModulation
 from mac_core.memory.records import DocumentRecord, StoredChunk
 
 D_KEY = 384
@@ -103,13 +104,14 @@ def queries_near(keys: Floats, *, seed: int) -> torch.Tensor:
 
 
 _IDS = torch.arange(TOKENS, dtype=torch.int32)
-_OFFSETS = torch.stack([_IDS, _IDS + 1], dim=1)
+_OFFSETS = offset_steps(torch.stack([_IDS, _IDS + 1], dim=1))
 _SCALES = torch.full((SLOTS, 1), 0.01, dtype=torch.float16)
 
 
 def _record(number: int, text: str, slots: torch.Tensor, key: torch.Tensor) -> DocumentRecord:
     chunk = Chunk(index=0, text=text, start=0, end=len(text), num_tokens=TOKENS)
     stored = StoredModulation(
+        encoding=SlotEncoding(width=slots.shape[1]),
         slots=slots.clone(),
         slot_scales=_SCALES.clone(),
         selection_key=key.clone(),

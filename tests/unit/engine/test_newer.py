@@ -10,8 +10,8 @@ import torch.nn.functional as F
 
 from mac_core.engine.newer import MARGIN, RIVALS, newer_first, num_candidates
 from mac_core.memory.bank import BankEntry, Selected
-from mac_core.memory.quantization import StoredModulation
-from mac_core.types import Document
+from mac_core.memory.quantization import pack
+from mac_core.types import Document, Modulation
 from tests.unit.engine.conftest import Bench
 
 OLD, MID, NEW = 1e9, 1.1e9, 1.2e9
@@ -19,13 +19,14 @@ KEYS = {"same": [1.0, 0.0], "near": [0.8, 0.6], "far": [0.6, 0.8], "other": [0.0
 
 
 def chosen(name: str, score: float, date: float | None, key: str = "same") -> Selected:
-    stored = StoredModulation(
-        slots=torch.zeros(1, 1, dtype=torch.int8),
-        slot_scales=torch.zeros(1, 1).half(),
-        selection_key=F.normalize(torch.tensor(KEYS[key]), dim=0).half(),
-        token_ids=torch.zeros(1, dtype=torch.int32),
-        token_offsets=torch.zeros(1, 2, dtype=torch.int32),
+    modulation = Modulation(
+        slots=torch.zeros(1, 1),
+        selection_key=F.normalize(torch.tensor(KEYS[key]), dim=0),
+        token_ids=torch.zeros(1, dtype=torch.int64),
+        token_offsets=torch.zeros(1, 2, dtype=torch.int64),
+        pointer_keys=None,
     )
+    stored = pack(modulation)
     entry = BankEntry(
         document_id=name, chunk=0, title=None, text=name, start=0, num_tokens=1, metadata={},
         published_at=date, expires_at=None, stored=stored, aggregation_keys=None,
