@@ -18,13 +18,18 @@ STOP_TIMEOUT_S = 40.0
 class ServerProcess:
     """`mac serve` on a data directory; `url` answers from the moment the constructor returns."""
 
-    def __init__(self, data_dir: Path, *, bundle: Path, store_url: str | None = None) -> None:
+    def __init__(
+        self, data_dir: Path, *, bundle: Path, store_url: str | None = None, **settings: str
+    ) -> None:
+        """`settings`: more of them, such as `job_lease_s="2"`."""
         self.log: list[str] = []
         self._announced: Queue[str | None] = Queue()
         command = [sys.executable, "-m", "server.cli", "serve", "--host", "127.0.0.1"]
         self._process = subprocess.Popen(
             [*command, "--port", "0", "--data-dir", str(data_dir)],
-            env=environment(bundle) | ({"MAC_STORE_URL": store_url} if store_url else {}),
+            env=environment(bundle)
+            | ({"MAC_STORE_URL": store_url} if store_url else {})
+            | {f"MAC_{name.upper()}": value for name, value in settings.items()},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
