@@ -12,7 +12,8 @@ from mac_core.config import EngineConfig, TierConfig
 from mac_core.engine import Engine
 from mac_core.types import Answer, Document, Question, Timings
 from tests.builders import tiny_bert_model, tiny_latent_model
-from tests.unit.engine.fakes import WAIT_S
+
+WAIT_S = 120.0  # real networks, on a machine that may be busy
 
 TEXTS = ("the river elbe flows by the dam", "amber was built in the north city", "cedar bridge")
 QUESTIONS = ("which river flows by the dam", "what was built in the north", "name the bridge")

@@ -171,6 +171,7 @@ class FakeEngine:
             num_documents=len(held),
             num_chunks=sum(info.num_chunks for info in held),
             bank_bytes=100 * len(held),
+            tier_bytes={"device": 32 * len(held), "ram": 100 * len(held), "disk": 0},
             queued_questions=0,
             queued_documents=0,
             last_step_age_s=None,

@@ -106,3 +106,12 @@ async def test_running_requests_return_to_zero(client: httpx.AsyncClient) -> Non
     await client.get("/nowhere")
     # The scrape itself runs.
     assert "mac_http_requests_running 1.0" in (await client.get("/metrics")).text
+
+
+@pytest.mark.anyio
+async def test_the_bytes_of_each_tier_are_shown(client: httpx.AsyncClient) -> None:
+    await client.post("/documents", json={"text": "The bridge opened in 1932."})
+    text = (await client.get("/metrics")).text
+    assert 'mac_bank_tier_bytes{tier="device"} 32.0' in text
+    assert 'mac_bank_tier_bytes{tier="ram"} 100.0' in text
+    assert 'mac_bank_tier_bytes{tier="disk"} 0.0' in text

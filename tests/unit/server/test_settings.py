@@ -1,9 +1,11 @@
 """Settings: precedence, and no misspelling goes unnoticed."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from mac_core.config import BudgetConfig, IndexConfig
 from server.settings import Settings, SettingsError, load_settings
 
 
@@ -149,3 +151,24 @@ def test_printed_settings_hide_the_password(url: str, shown: str) -> None:
     settings = Settings(store_url=url)
     assert f'store_url = "{shown}"' in settings.to_toml()
     assert "hunter2" not in repr(settings)
+
+
+def test_the_settings_of_large_banks_reach_the_engine(tmp_path: Path) -> None:
+    path = write(
+        tmp_path,
+        'index = "hnsw"\nindex_ef_search = 77\nmax_bank_documents = 5\nmax_bank_bytes = 6\n'
+        'bank_policy = "least_used"\nmax_ram_bytes = 0\ndata_dir = "here"\n',
+    )
+    config = load_settings(config=path).engine_config()
+    assert (config.index.kind, config.index.ef_search) == ("hnsw", 77)
+    assert config.index.directory == "here/index"
+    budget = config.budget
+    assert (budget.max_documents, budget.max_bytes, budget.policy) == (5, 6, "least_used")
+    assert (config.tiers.max_ram_bytes, config.tiers.directory) == (0, "here/tiers")
+
+
+def test_the_engines_defaults_are_the_settings_defaults() -> None:
+    config = Settings().engine_config()
+    assert config.index == replace(IndexConfig(), directory="data/index")
+    assert config.budget == BudgetConfig()
+    assert config.tiers.max_ram_bytes is None
