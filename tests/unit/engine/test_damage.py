@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import subprocess
 from collections.abc import Callable, Iterator
@@ -192,12 +193,9 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 def fill(place: Path, *, leaving: int) -> Path:
     """A file that leaves that many bytes of the 4 MB free, about."""
-    free = int(
-        subprocess.check_output(["stat", "-f", "-c", "%a*%S", str(place)], text=True).split("*")[0]
-    )
-    block = 4096
+    found = os.statvfs(place)
     filler = place / "filler"
-    filler.write_bytes(bytes(max(0, free * block - leaving)))
+    filler.write_bytes(bytes(max(0, found.f_bavail * found.f_frsize - leaving)))
     return filler
 
 
