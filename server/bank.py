@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
@@ -73,7 +74,10 @@ def export(
 
     count = 0
     with reporting("mac bank export"), _opened(out) as lines:
+        now = time.time()
         for info in export_documents(named_store(data_dir, store_url), namespace):
+            if info.expires_at is not None and info.expires_at <= now:
+                continue
             lines.write(json.dumps(line_of(info), ensure_ascii=False) + "\n")
             count += 1
     typer.echo(f"{count} documents exported", err=True)

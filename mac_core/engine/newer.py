@@ -2,27 +2,26 @@
 
 The rule. Take the chunks from the best down. A chunk competes with a better one when they are of
 different documents with known and different dates of publication, their selection keys have a
-cosine of `NEAR` or more, and the better one is less than `TIMES` times as probable for the
-question. Of the best and all that compete with it the newest gets the best one's place and score;
-each of the others is made `TIMES` times less probable than that. Then the same with the best of
-what is left. Documents without a date neither win nor lose.
+cosine of `NEAR` or more, and its score is at least `SHARE` of the better one's. Of the best and all
+that compete with it the newest gets the best one's place and score; the older ones keep `SHARE` of
+that at most. Then the same with the best of what is left. Documents without a date take no part.
 
 It does not know whether two texts contradict each other: where both are read, nothing is lost.
+`SHARE` and `NEAR` were chosen on the first half of deploy/demo/conflicts.jsonl.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from math import inf, log
+from math import inf
 
 import torch
 
 from mac_core.memory.bank import Selected
 
 NEAR = 0.7  # cosine of selection keys
-TIMES = 50.0
-MARGIN = log(TIMES)  # in score, whose differences are log-probabilities
+SHARE = 0.85  # of the better one's score
 RIVALS = 8  # chosen beyond `top_k`, so that the newer one need not be among the best already
 LOOKED_AT = 64  # of the best; a whole bank is not compared with itself
 
@@ -68,13 +67,14 @@ def _scores(selected: Sequence[Selected]) -> list[float]:
     waiting = list(range(len(dated)))
     while waiting:
         best, *rest = waiting
+        top = selected[dated[best]].score
         rivals = [i for i in rest if near[best][i] and _competes(selected, dated[best], dated[i])]
         group = [dated[i] for i in (best, *rivals)]
         newest = max(group, key=lambda place: _date(selected[place]))  # of equals the best
         for place in group:
             if _date(selected[place]) < _date(selected[newest]):
-                scores[place] = selected[dated[best]].score - MARGIN
-        scores[newest] = selected[dated[best]].score
+                scores[place] = min(scores[place], SHARE * top)
+        scores[newest] = top
         waiting = [i for i in rest if i not in rivals]
     return scores
 
@@ -84,7 +84,7 @@ def _competes(selected: Sequence[Selected], best: int, other: int) -> bool:
     return (
         left.entry.document_id != right.entry.document_id
         and left.entry.published_at != right.entry.published_at
-        and left.score - right.score < MARGIN
+        and right.score >= SHARE * left.score > 0
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Self
 
@@ -115,27 +116,25 @@ def record_of(namespace: str, row: Row, fingerprint: Fingerprint | None) -> Docu
 def info_of(namespace: str, row: Row) -> DocumentInfo:
     """What the list shows of a document, whichever networks made its modulations.
 
-    Raises:
-        CorruptRecord: the header cannot be read.
+    A list goes on over a header that is not whole, with what the stamp says.
     """
-    try:
-        document: dict[str, Any] = json.loads(row.header)["document"]
-        return DocumentInfo(
-            id=row.id,
-            namespace=namespace,
-            title=document["title"],
-            num_chunks=row.stamp.num_chunks,
-            num_tokens=row.stamp.num_tokens,
-            created_at=row.stamp.created_at,
-            updated_at=document["updated_at"],
-            published_at=document["published_at"],
-            expires_at=document["expires_at"],
-            version=row.stamp.version,
-            metadata=document["metadata"],
-            pinned=document.get("pinned", False),
-        )
-    except (ValueError, KeyError, TypeError) as error:
-        raise CorruptRecord(f"{_name(namespace, row.id)}: its header is not whole") from error
+    document: dict[str, Any] = {}
+    with suppress(ValueError, KeyError, TypeError):
+        document = dict(json.loads(row.header)["document"])
+    return DocumentInfo(
+        id=row.id,
+        namespace=namespace,
+        title=document.get("title"),
+        num_chunks=row.stamp.num_chunks,
+        num_tokens=row.stamp.num_tokens,
+        created_at=row.stamp.created_at,
+        updated_at=document.get("updated_at", row.stamp.created_at),
+        published_at=document.get("published_at"),
+        expires_at=document.get("expires_at"),
+        version=row.stamp.version,
+        metadata=document.get("metadata", {}),
+        pinned=document.get("pinned", False),
+    )
 
 
 def namespace_info_of(

@@ -20,7 +20,7 @@ import httpx
 import pytest
 
 from tests.builders import build_tiny_bundle
-from tests.integration.server_process import ServerProcess
+from tests.integration.forked_server import ForkedServer
 from tests.integration.test_kill import JsonObject, listed, make_client
 
 NUM_WORKERS = 4
@@ -120,9 +120,10 @@ def test_what_was_acknowledged_survives_every_kill(
     url = None if store == "sqlite" else str(request.getfixturevalue("redis_url"))
     bundle = build_tiny_bundle(tmp_path / "tiny")
     workers = [Worker(f"w{n}", Random(f"{store}/{n}")) for n in range(NUM_WORKERS)]
+    log = tmp_path / "server.log"
     chance, began, wrong = Random(store), time.monotonic(), []
-    for _ in range(kills):
-        server = ServerProcess(tmp_path / "data", bundle=bundle, store_url=url)
+    for number in range(kills):
+        server = ForkedServer(tmp_path / "data", bundle=bundle, store_url=url, log=log)
         try:
             with make_client(server.url) as client:
                 wrong += check(client, workers)
@@ -135,13 +136,15 @@ def test_what_was_acknowledged_survives_every_kill(
                 assert [future.result() for future in running] == [None] * NUM_WORKERS
         finally:
             server.kill()
+        acknowledged = sum(worker.num_acknowledged for worker in workers)
+        print(f"{store}: kill {number + 1}, {acknowledged} acknowledged", flush=True)
         assert wrong == []
-    server = ServerProcess(tmp_path / "data", bundle=bundle, store_url=url)
+    server = ForkedServer(tmp_path / "data", bundle=bundle, store_url=url, log=log)
     try:
         with make_client(server.url) as client:
             wrong += check(client, workers)
     finally:
-        server.stop()
+        server.kill()
     acknowledged = sum(worker.num_acknowledged for worker in workers)
     sent = sum(worker.num_writes for worker in workers)
     print(

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -16,7 +15,7 @@ import httpx
 import pytest
 
 from tests.builders import build_tiny_bundle
-from tests.integration.server_process import ServerProcess
+from tests.integration.forked_server import ForkedServer
 from tests.integration.test_kill import make_client
 from tests.redis_process import RedisProcess
 
@@ -29,14 +28,15 @@ def replicas(tmp_path: Path) -> Iterator[list[httpx.Client]]:
     bundle = build_tiny_bundle(tmp_path / "tiny")
     redis = RedisProcess(tmp_path / "redis", appendfsync="everysec")
 
-    def start(name: str) -> ServerProcess:
-        return ServerProcess(tmp_path / name, bundle=bundle, store_url=redis.url)
+    def start(name: str) -> ForkedServer:
+        log = tmp_path / f"{name}.log"
+        return ForkedServer(tmp_path / name, bundle=bundle, store_url=redis.url, log=log)
 
-    with ThreadPoolExecutor() as pool, ExitStack() as stack:
+    with ExitStack() as stack:
         stack.callback(redis.kill)
-        processes = list(pool.map(start, ["a", "b"]))
+        processes = [start(name) for name in ("a", "b")]
         for process in processes:
-            stack.callback(process.stop)
+            stack.callback(process.kill)
         yield [stack.enter_context(make_client(process.url)) for process in processes]
 
 
@@ -60,6 +60,8 @@ def test_no_answer_is_older_than_the_write_before_it(
         has_seen = document["text"] in read.get(document["id"], "")
         if not has_seen or answer["bank_version"] < written["bank_version"]:
             stale.append(number)
+        if number % 500 == 499:
+            print(f"{number + 1} writes, {len(stale)} stale", flush=True)
     waits_s.sort()
     median_ms, p99_ms = (1000 * waits_s[int(share * len(waits_s))] for share in (0.5, 0.99))
     print(

@@ -289,3 +289,18 @@ def test_reads_come_before_a_waiting_ingest(bench: Bench) -> None:
     assert read.result(WAIT_S).text == PARIS
     second.open()
     outcome(waiting)
+
+
+def test_a_document_that_expired_while_the_server_was_down_is_gone(make_bench: MakeBench) -> None:
+    bench = make_bench()
+    bench.learn(Document(id="fr", text=PARIS, ttl_s=60.0), OSLO)
+    bench.engine.close()
+    again = make_bench()
+    again.clock.turn(61.0)
+    assert {source.id for source in again.ask("What is the capital?", top_k=0).sources}.isdisjoint(
+        {"fr"}
+    )
+    again.learn("Something else.")  # removes what is due first
+    assert ("expired", 1) in again.observer.documents
+    (info,) = outcome(again.engine.list_namespaces())
+    assert (info.num_documents, info.bank_version) == (2, 4)

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from math import log
-
 import pytest
 import torch
 import torch.nn.functional as F
 
-from mac_core.engine.newer import MARGIN, RIVALS, newer_first, num_candidates
+from mac_core.engine.newer import RIVALS, SHARE, newer_first, num_candidates
 from mac_core.memory.bank import BankEntry, Selected
 from mac_core.memory.quantization import pack
 from mac_core.types import Document, Modulation
@@ -41,9 +39,9 @@ def order(*selected: Selected, top_k: int = 0) -> list[str]:
 def test_the_newer_of_two_alike_takes_the_place_of_the_older() -> None:
     found = newer_first([chosen("old", 9.0, OLD), chosen("new", 8.0, NEW)], top_k=2)
     assert [(one.entry.document_id, one.score) for one in found] == [
-        ("new", 9.0), ("old", 9.0 - MARGIN),
+        ("new", 9.0), ("old", 9.0 * SHARE),
     ]  # fmt: skip
-    priors = torch.tensor([9.0, 9.0 - MARGIN]).log_softmax(dim=0).tolist()
+    priors = torch.tensor([9.0, 9.0 * SHARE]).log_softmax(dim=0).tolist()
     assert [one.log_prior for one in found] == priors
 
 
@@ -53,7 +51,7 @@ def test_it_wins_from_behind_the_cut() -> None:
 
 def test_one_that_stands_first_already_stays_and_the_older_falls_behind() -> None:
     found = newer_first([chosen("new", 9.0, NEW), chosen("old", 8.9, OLD)], top_k=2)
-    assert [one.score for one in found] == [9.0, 9.0 - MARGIN]
+    assert [one.score for one in found] == [9.0, 9.0 * SHARE]
 
 
 @pytest.mark.parametrize(
@@ -62,7 +60,7 @@ def test_one_that_stands_first_already_stays_and_the_older_falls_behind() -> Non
         chosen("new", 8.0, NEW, key="far"),
         chosen("new", 8.0, None),
         chosen("new", 8.0, OLD),
-        chosen("new", 9.0 - log(50.0) - 0.01, NEW),
+        chosen("new", 9.0 * SHARE - 0.01, NEW),
         chosen("old", 8.0, NEW),
     ],
     ids=["unlike", "undated", "of the same date", "too improbable", "of the same document"],
@@ -87,7 +85,7 @@ def test_each_subject_has_its_own_contest() -> None:
 
 def test_what_is_unlike_keeps_its_score_and_comes_between() -> None:
     selected = [
-        chosen("old", 9.0, OLD), chosen("new", 8.0, NEW), chosen("plain", 7.0, None, key="other"),
+        chosen("old", 9.0, OLD), chosen("new", 8.0, NEW), chosen("plain", 7.8, None, key="other"),
     ]  # fmt: skip
     assert order(*selected) == ["new", "plain", "old"]
 

@@ -24,6 +24,7 @@ def data_dir(tmp_path: Path) -> Path:
     with closing(sqlite_in(tmp_path / "data")()) as store:
         store.put("default", [make_record("a", title="T", metadata={"n": 1}, published_at=5.0)])
         store.put("default", [make_record("b")])
+        store.put("default", [make_record("expired", expires_at=9.0)])
         store.put("tenant", [make_record("c", namespace="tenant")])
     return tmp_path / "data"
 
@@ -51,30 +52,30 @@ def test_an_export_of_nothing_names_it(data_dir: Path) -> None:
 
 
 def test_verify_names_a_corrupt_record(data_dir: Path) -> None:
-    assert "3 documents, 0 corrupt" in run("bank", "verify", "--data-dir", data_dir).output
+    assert "4 documents, 0 corrupt" in run("bank", "verify", "--data-dir", data_dir).output
     with closing(sqlite3.connect(data_dir / "bank.sqlite3")) as database:
         database.execute("UPDATE documents SET payload = zeroblob(99) WHERE id = 'b'")
         database.commit()
     shown = run("bank", "verify", "--data-dir", data_dir)
-    assert (shown.exit_code, "3 documents, 1 corrupt" in shown.output) == (1, True)
+    assert (shown.exit_code, "4 documents, 1 corrupt" in shown.output) == (1, True)
     assert "document 'b' of namespace 'default'" in shown.output
 
 
 def test_a_snapshot_is_made_listed_verified_and_restored(data_dir: Path, tmp_path: Path) -> None:
     made = run("snapshot", "create", "s", "--data-dir", data_dir)
-    assert (made.exit_code, "default: 2 documents at version 2" in made.output) == (0, True)
-    assert "s  3 documents" in run("snapshot", "list", "--data-dir", data_dir).output
+    assert (made.exit_code, "default: 3 documents at version 3" in made.output) == (0, True)
+    assert "s  4 documents" in run("snapshot", "list", "--data-dir", data_dir).output
     assert run("snapshot", "verify", "s", "--data-dir", data_dir).exit_code == 0
     target = ["--data-dir", tmp_path / "new", "--dir", data_dir / "snapshots"]
     foreign = run("snapshot", "restore", "s", *target)
     assert (foreign.exit_code, "mac bank reindex" in foreign.output) == (1, True)
     restored = run("snapshot", "restore", "s", *target, "--as-is")
-    assert (restored.exit_code, "3 documents restored" in restored.output) == (0, True)
+    assert (restored.exit_code, "4 documents restored" in restored.output) == (0, True)
     again = run("snapshot", "restore", "s", *target, "--as-is")
-    assert (again.exit_code, "holds 2 documents" in again.output) == (1, True)
+    assert (again.exit_code, "holds 3 documents" in again.output) == (1, True)
     assert run("snapshot", "restore", "s", *target, "--as-is", "--replace").exit_code == 0
     with closing(sqlite_in(tmp_path / "new")()) as store:
-        assert [record.id for record in store.scan("default")] == ["a", "b"]
+        assert [record.id for record in store.scan("default")] == ["a", "b", "expired"]
 
 
 def test_a_damaged_snapshot_fails_verification(data_dir: Path) -> None:
