@@ -24,7 +24,7 @@ ANSWER_FEATURES: tuple[AnswerFeature, ...] = get_args(AnswerFeature)
 # Of each stored value of a modulation; what each costs in answers: deploy/docs/compaction.md.
 ModulationBits = Literal[32, 16, 8, 4, 2]
 MODULATION_BITS: tuple[ModulationBits, ...] = get_args(ModulationBits)
-DEFAULT_BITS: ModulationBits = 8
+DEFAULT_BITS: ModulationBits = 4
 
 
 def _check_positive(owner: object, *names: str) -> None:
