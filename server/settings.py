@@ -17,7 +17,7 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from mac_core.config import EngineConfig, ModulationBits
+from mac_core.config import EngineConfig, ModulationBits, Precision
 
 PREFIX = "MAC_"
 CONFIG_VARIABLE = "MAC_CONFIG"  # names the file, so it cannot stand in it
@@ -44,6 +44,7 @@ class Settings(BaseSettings):
     store_url: str | None = Field(default=None, repr=False)  # None: SQLite in data_dir
     bundle: str = "mini"  # a shipped bundle's name or a directory
     device: str = _ENGINE.device
+    precision: Precision = _ENGINE.precision  # of matrix products
     num_threads: int | None = Field(default=None, ge=1)  # None: torch's own choice
     max_body_bytes: int = Field(default=8 * 1024**2, ge=1024)
     max_document_chars: int = Field(default=_ENGINE.max_document_chars, ge=1)
@@ -84,6 +85,7 @@ class Settings(BaseSettings):
             num_threads=self.num_threads,
             device=self.device,
             modulation_bits=self.modulation_bits,
+            precision=self.precision,
         )
 
     def to_toml(self) -> str:
