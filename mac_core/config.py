@@ -27,7 +27,7 @@ ANSWER_FEATURES: tuple[AnswerFeature, ...] = get_args(AnswerFeature)
 # Of each stored value of a modulation; what each costs in answers: deploy/docs/compaction.md.
 ModulationBits = Literal[32, 16, 8, 4, 2]
 MODULATION_BITS: tuple[ModulationBits, ...] = get_args(ModulationBits)
-DEFAULT_BITS: ModulationBits = 8
+DEFAULT_BITS: ModulationBits = 4
 
 
 def _check_positive(owner: object, *names: str) -> None:
@@ -276,7 +276,7 @@ class TierConfig:
 class EngineConfig:
     """How the engine runs.
 
-    Only `precision`, the stored bits, or an `index` that misses, can change an answer.
+    Only `precision`, `modulation_bits`, or an `index` that misses, can change an answer.
     """
 
     max_batch_questions: int = 16

@@ -69,8 +69,9 @@ def compact(
     """Rewrite every document that can be smaller; run again, it rewrites none.
 
     Text, metadata, times and hashes stay, so that a document that comes again is unchanged. Each
-    write leaves a readable store: a run that was cut short is run again. Nobody else may write:
-    a document that is written or removed during a batch could come back as it was.
+    write leaves a readable store: a run that was cut short is run again. Nobody else should write:
+    a document that is written or removed at the very moment of its batch's own write could come
+    back as it was.
 
     Args:
         namespaces: None: all.
@@ -120,8 +121,8 @@ class _Run:
                 for record in part
             ]
             changed = [new for old, new in zip(part, smaller, strict=True) if new is not old]
-            if changed and not self._is_dry_run:
-                self._store.put(namespace, changed)
+            if not self._is_dry_run:
+                self._write(namespace, changed)
             num_documents += len(part)
             num_rewritten += len(changed)
             before += sum(record.num_bytes for record in part)
@@ -135,6 +136,13 @@ class _Run:
             bytes_after=after,
             codebook_bytes=0 if codebook is None else codebook.num_bytes,
         )
+
+    def _write(self, namespace: str, changed: Sequence[DocumentRecord]) -> None:
+        """What others have written or removed since it was read is left as they want it."""
+        stamps = self._store.hashes(namespace, [record.id for record in changed])
+        same = [r for r in changed if r.id in stamps and stamps[r.id].version == r.version]
+        if same:
+            self._store.put(namespace, same)
 
     def _documents(self, namespace: str) -> Iterator[DocumentRecord]:
         """In order of writing, up to what is written from now on: a rewritten one moves there."""

@@ -14,7 +14,7 @@ from mac_core.engine.ports import AnsweringModel
 from mac_core.errors import InvalidInput
 from mac_core.evaluation.answer_log import AnswerLog
 from mac_core.evaluation.dataset import SquadQuestion
-from mac_core.evaluation.learned import Track, untracked
+from mac_core.evaluation.learned import Track, publish, untracked
 from mac_core.evaluation.learned_cache import DOCUMENTS_AT_ONCE, LearnedCache, learned_records
 from mac_core.evaluation.metrics import (
     Estimate,
@@ -31,7 +31,7 @@ from mac_core.memory.codebook import Codebook, train_codebook
 from mac_core.memory.compaction import Compaction, compact_record, frame_head
 from mac_core.memory.record_format import encode_record
 from mac_core.memory.records import DocumentRecord
-from mac_core.types import DEFAULT_NAMESPACE, Document
+from mac_core.types import Document
 
 MODE: EvaluationMode = "memory"  # the one that reads nothing but modulations
 
@@ -157,8 +157,7 @@ def _answers(
     asker = Asker(
         model=model,
         bank=bank,
-        # Keys are made where a chunk is read: a bank of them for each setting would be thrown away.
-        view=bank.apply(DEFAULT_NAMESPACE, 1, (), stored),
+        view=publish(model, bank, stored, version=1),
         batch_size=task.origin.batch_size,
         top_k=task.origin.top_k,
         max_new_tokens=task.origin.max_new_tokens,

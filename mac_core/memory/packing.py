@@ -8,6 +8,8 @@ have best levels that are known (Max 1960, "Quantizing for minimum distortion", 
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -62,7 +64,9 @@ def decode_rows(
     spread = scales.float().repeat_interleave(BLOCK, dim=1)[:, :width]
     if bits == 8:
         return stored.float() * spread
-    return _rotate_back(_all_levels(bits)[_unpack(stored, bits=bits, width=width)] * spread)
+    found = _levels_of_bytes(bits).index_select(0, stored.int().flatten())
+    values = found.view(len(stored), stored.shape[1] * (8 // bits))[:, :width]
+    return _rotate_back(values * spread)
 
 
 def _to_steps(values: Tensor) -> tuple[Tensor, Tensor]:
@@ -101,22 +105,22 @@ def _all_levels(bits: int) -> Tensor:
 def _blocks(values: Tensor) -> Tensor:
     """`(rows, width)` -> `(rows, ceil(width / BLOCK), BLOCK)`, padded with zeros."""
     padded: Tensor = F.pad(values, (0, -values.shape[1] % BLOCK))
-    return padded.reshape(len(padded), padded.shape[1] // BLOCK, BLOCK)
+    return padded.view(len(values), padded.shape[1] // BLOCK, BLOCK)
 
 
 def _pack(codes: Tensor, *, bits: int) -> Tensor:
     """`(rows, width)` codes -> `(rows, ceil(width * bits / 8))` uint8, the first value lowest."""
     each = 8 // bits
     padded: Tensor = F.pad(codes, (0, -codes.shape[1] % each))
-    grouped = padded.reshape(len(padded), padded.shape[1] // each, each)
-    packed: Tensor = (grouped * 2 ** (bits * torch.arange(each))).sum(-1)
-    return packed.to(torch.uint8)
+    grouped = padded.view(len(codes), padded.shape[1] // each, each)
+    return (grouped << bits * torch.arange(each)).sum(-1).to(torch.uint8)
 
 
-def _unpack(packed: Tensor, *, bits: int, width: int) -> Tensor:
-    shifts = bits * torch.arange(8 // bits)
-    codes: Tensor = (packed.long().unsqueeze(-1) >> shifts) & (2**bits - 1)
-    return codes.flatten(1)[:, :width]
+@cache
+def _levels_of_bytes(bits: int) -> Tensor:
+    """The levels that each byte stands for, in order: `(256, 8 / bits)`."""
+    codes = torch.arange(256)[:, None] // 2 ** (bits * torch.arange(8 // bits)) % 2**bits
+    return _all_levels(bits)[codes]
 
 
 # The rotation.
@@ -130,6 +134,7 @@ def _rotate_back(values: Tensor) -> Tensor:
     return _hadamard(values) * _signs(values.shape[1])
 
 
+@cache
 def _signs(width: int) -> Tensor:
     generator = torch.Generator().manual_seed(_SEED)
     signs: Tensor = torch.randint(0, 2, (width,), generator=generator).float() * 2 - 1

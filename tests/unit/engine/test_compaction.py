@@ -22,7 +22,12 @@ from mac_core.engine.reindex import reindex
 from mac_core.errors import CorruptRecord, DocumentNotFound, InvalidInput
 from mac_core.memory.bank import BankView, MemoryBank
 from mac_core.memory.codebook_records import PREFIX, own_ids, stored_codebooks
-from mac_core.memory.compaction import Compaction, is_compacted, parse_compaction
+from mac_core.memory.compaction import (
+    Compaction,
+    compact_record,
+    is_compacted,
+    parse_compaction,
+)
 from mac_core.memory.opening import open_store, url_of_directory
 from mac_core.memory.records import DocumentRecord, content_hash
 from mac_core.memory.store import Store
@@ -262,6 +267,23 @@ def test_slots_that_are_not_tokens_have_no_words_to_prune_by(url: str, opened: A
     with pytest.raises(InvalidInput, match="no words to prune by"):
         made_smaller(store, model, "prune:32@8")
     assert made_smaller(store, model, "average:8@8").num_rewritten == 1
+
+
+def test_what_others_write_meanwhile_is_left_as_they_want_it(
+    url: str, opened: Any, model: TokenModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = opened(url)
+    write(store, model)
+    others = iter([lambda: store.delete("default", ["d1"]), lambda: write(store, model, ["d2"])])
+
+    def meddled(record: DocumentRecord, *words: Any, **options: Any) -> DocumentRecord:
+        next(others, lambda: None)()
+        return compact_record(record, *words, **options)
+
+    monkeypatch.setattr(compaction, "compact_record", meddled)
+    made_smaller(store, model, "bits:8")
+    found = {r.id: r.chunks[0].stored.encoding.bits for r in documents(store)}
+    assert found == {name: 32 if name == "d2" else 4 for name in NAMES if name != "d1"}
 
 
 # Deletion.

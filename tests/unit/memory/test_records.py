@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from mac_core.config import MODULATION_BITS, ModulationBits
+from mac_core.config import DEFAULT_BITS, MODULATION_BITS, ModulationBits
 from mac_core.errors import CorruptRecord, ForeignRecord, InvalidInput, StoreError
 from mac_core.memory.codebook import train_codebook
 from mac_core.memory.codebook_records import codebook_record
@@ -186,7 +186,7 @@ def test_every_number_of_bits_comes_back_beside_others(
     stored = pack(make_modulation("first "), bits=bits)
     mixed = replace(record, chunks=(replace(record.chunks[0], stored=stored), record.chunks[1]))
     decoded = read(*encode_record(mixed, fingerprint), fingerprint)
-    assert [part.stored.encoding.bits for part in decoded.chunks] == [bits, 8]
+    assert [part.stored.encoding.bits for part in decoded.chunks] == [bits, DEFAULT_BITS]
     assert torch.equal(decoded.chunks[0].stored.unpack().slots, stored.unpack().slots)
 
 

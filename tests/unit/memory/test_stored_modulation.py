@@ -84,7 +84,7 @@ def test_the_rest_comes_back_as_it_was(make_modulation: Make) -> None:
 def test_a_row_of_zeros_stays_zero(make_modulation: Make) -> None:
     modulation = make_modulation("x")
     modulation.slots[0] = 0
-    assert not pack(modulation).unpack().slots[0].any()
+    assert not pack(modulation, bits=8).unpack().slots[0].any()
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e9])
@@ -96,7 +96,7 @@ def test_values_without_a_scale_are_refused(make_modulation: Make, value: float)
 
 
 def test_num_bytes_counts_every_tensor(make_modulation: Make) -> None:
-    stored = pack(make_modulation("x"))
+    stored = pack(make_modulation("x"), bits=8)
     slots, key, tokens, pointer = 2 * 130 + 2 * 2 * 2, 8 * 2, 3 * 2 + 6 * 1, 3 * 6 + 3 * 2
     assert stored.num_bytes == slots + key + tokens + pointer
 
