@@ -93,7 +93,7 @@ class Codebooks:
             if found is None or found.codebook is None:
                 raise CorruptRecord(
                     f"document {record.id!r} of namespace {record.namespace!r}: its codebook "
-                    f"{name} is not in the store; run `mac bank reindex`"
+                    f"{name} is not in the store; run `mac bank reindex --all`"
                 )
             self._known[name] = found.codebook
         return self._known[name]
