@@ -191,6 +191,7 @@ class Shelf:
         if not places:
             return
         entries = self._entries.items
+        is_first_to_expire = any(entries[place].expires_at == self._next_expiry for place in places)
         for place, row in zip(places, self._rows.rows[places].tolist(), strict=True):
             self.index.remove(row)
             _release(entries[place])
@@ -203,8 +204,9 @@ class Shelf:
         size = len(self._entries.items)
         if size <= self._lazy_chunks or self._num_hidden > size * HIDDEN_SHARE:
             self._compact()
-        expires_at = self._expires_at.rows[self._alive.rows]
-        self._next_expiry = float(expires_at.min()) if len(expires_at) else float("inf")
+        if is_first_to_expire:
+            expires_at = self._expires_at.rows[self._alive.rows]
+            self._next_expiry = float(expires_at.min()) if len(expires_at) else float("inf")
 
     def close(self) -> None:
         """The bank forgets the namespace; its views stay readable."""

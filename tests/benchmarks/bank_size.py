@@ -294,7 +294,7 @@ def card(costs: Sequence[SizeCost]) -> str:
 
 
 def draw(costs: Sequence[dict[str, Any]], path: Path) -> None:
-    """Selection by kind and writes, over the size of the bank, both axes logarithmic."""
+    """CPU time of selection by kind and of writes, over the size of the bank; logarithmic axes."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
@@ -306,19 +306,19 @@ def draw(costs: Sequence[dict[str, Any]], path: Path) -> None:
         left, right = figure.subplots(1, 2)
         for kind in ("exact", *KINDS):
             have = [cost for cost in costs if kind in cost["kinds"]]
-            heights = [cost["kinds"][kind]["candidates_ms"]["p50"] for cost in have]
+            heights = [cost["kinds"][kind]["candidates_ms"]["cpu_p50"] for cost in have]
             left.plot([cost["documents"] for cost in have], heights, marker="o", label=kind)
         left.plot(
-            sizes, [cost["bm25_ms"]["p50"] for cost in costs], "k--", marker=".", label="BM25"
+            sizes, [cost["bm25_ms"]["cpu_p50"] for cost in costs], "k--", marker=".", label="BM25"
         )
         for name in ("insert", "update", "delete"):
-            heights = [cost[f"{name}_ms"]["p50"] for cost in costs]
+            heights = [cost[f"{name}_ms"]["cpu_p50"] for cost in costs]
             right.plot(sizes, heights, marker="o", label=name)
         for axes, title in ((left, "candidates of one question"), (right, "one write to the bank")):
             axes.set_xscale("log")
             axes.set_yscale("log")
             axes.set_xlabel("documents in the bank")
-            axes.set_ylabel("p50, ms")
+            axes.set_ylabel("CPU time of one thread, p50, ms")
             axes.set_title(title, fontsize=10)
             axes.legend(frameon=False)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -327,13 +327,17 @@ def draw(costs: Sequence[dict[str, Any]], path: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("store", type=Path)
+    parser.add_argument("store", type=Path, help="or with --drawn, what --out wrote")
+    parser.add_argument("--drawn", action="store_true", help="draw again, measure nothing")
     parser.add_argument("--sizes", default=",".join(map(str, SIZES)))
     parser.add_argument("--kinds", default=",".join(KINDS))
     parser.add_argument("--questions", type=int, default=200)
     parser.add_argument("--out", type=Path)
     parser.add_argument("--figure", type=Path)
     options = parser.parse_args()
+    if options.drawn:
+        draw(json.loads(options.store.read_text()), options.figure)
+        return
     torch.set_num_threads(1)
     costs: dict[int, SizeCost] = {}
     with closing(SqliteStore(options.store, fingerprint=FINGERPRINT)) as store:
