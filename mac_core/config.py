@@ -9,12 +9,15 @@ from typing import Any, Literal, TypeVar, get_args, get_type_hints
 
 T = TypeVar("T")
 
+Precision = Literal["float32", "bfloat16"]  # of matrix products
+
 # What a confidence is computed from; `mac_core.engine.confidence` says how each is measured.
 AnswerFeature = Literal[
     "mean_log_probability",
     "min_log_probability",
     "log_num_tokens",
     "cosine",
+    "late",
     "overlap",
     "sentence_overlap",
     "is_literal",
@@ -76,10 +79,13 @@ class AggregationConfig:
     head_dim: int = 96
     d_feedforward: int = 2048
     d_score: int = 64  # select: width of the late interaction
+    d_late: int = 0  # refine: width of the late interaction that ranks documents; 0: there is none
 
     def __post_init__(self) -> None:
         _check_positive(self, "d_modulation", "d_question", "num_blocks", "num_heads", "head_dim")
         _check_positive(self, "d_feedforward", "d_score")
+        if self.d_late < 0 or (self.d_late and self.kind != "refine"):
+            raise ValueError(f"d_late={self.d_late} does not go with kind={self.kind!r}")
         if self.max_group < 2:
             raise ValueError(f"max_group={self.max_group} is below 2: the hierarchy would not end")
 
@@ -114,20 +120,26 @@ class PointerConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SelectionConfig:
-    """Which documents are aggregated: log-prior = dense_scale * cosine + bm25_scale * BM25."""
+    """Which documents are aggregated.
+
+    Candidates are ranked by dense_scale * cosine + bm25_scale * BM25, and the best of them again
+    with late_scale * late interaction added; the log-prior is the log-softmax of that.
+    """
 
     d_key: int
     top_k: int = 4
     dense_scale: float = 20.0
     bm25_scale: float = 0.5
+    late_scale: float = 0.0  # 0: candidates are not ranked again
     num_candidates: int = 32  # best of each of dense and BM25 that are fused
     text_top_k: int = 1  # documents whose text enters the prompt in modes text and hybrid
 
     def __post_init__(self) -> None:
         _check_positive(self, "d_key", "top_k", "num_candidates", "text_top_k")
-        if self.dense_scale < 0 or self.bm25_scale < 0:
+        if min(self.dense_scale, self.bm25_scale, self.late_scale) < 0:
             raise ValueError(
-                f"dense_scale={self.dense_scale}, bm25_scale={self.bm25_scale}: below zero"
+                f"dense_scale={self.dense_scale}, bm25_scale={self.bm25_scale}, "
+                f"late_scale={self.late_scale}: below zero"
             )
 
 
@@ -197,11 +209,15 @@ class ModelConfig:
                 f"aggregation.kind={self.aggregation.kind!r} does not go with "
                 f"amortization.kind={self.amortization.kind!r}"
             )
+        if self.selection.late_scale and not self.aggregation.d_late:
+            raise ValueError(
+                f"selection.late_scale={self.selection.late_scale} needs aggregation.d_late above 0"
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineConfig:
-    """How the engine runs; nothing here changes an answer."""
+    """How the engine runs; of all this only `precision` can change an answer."""
 
     max_batch_questions: int = 16
     max_batch_chunks: int = 16
@@ -211,8 +227,11 @@ class EngineConfig:
     default_timeout_ms: float = 60_000.0
     num_threads: int | None = None  # torch intra-op threads; None: torch's own choice
     device: str = "cpu"
+    precision: Precision = "float32"
 
     def __post_init__(self) -> None:
+        if self.precision not in get_args(Precision):
+            raise ValueError(f"precision={self.precision!r} is not float32 or bfloat16")
         _check_positive(self, "max_batch_questions", "max_batch_chunks", "max_queued_questions")
         _check_positive(self, "max_queued_documents", "max_document_chars", "default_timeout_ms")
 

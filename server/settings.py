@@ -17,7 +17,7 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from mac_core.config import EngineConfig
+from mac_core.config import EngineConfig, Precision
 
 PREFIX = "MAC_"
 CONFIG_VARIABLE = "MAC_CONFIG"  # names the file, so it cannot stand in it
@@ -45,6 +45,7 @@ class Settings(BaseSettings):
     snapshot_dir: Path | None = None  # None: `snapshots` in data_dir
     bundle: str = "mini"  # a shipped bundle's name or a directory
     device: str = _ENGINE.device
+    precision: Precision = _ENGINE.precision  # of matrix products
     num_threads: int | None = Field(default=None, ge=1)  # None: torch's own choice
     max_body_bytes: int = Field(default=8 * 1024**2, ge=1024)
     max_document_chars: int = Field(default=_ENGINE.max_document_chars, ge=1)
@@ -77,6 +78,7 @@ class Settings(BaseSettings):
             default_timeout_ms=self.default_timeout_ms,
             num_threads=self.num_threads,
             device=self.device,
+            precision=self.precision,
         )
 
     def to_toml(self) -> str:

@@ -38,6 +38,7 @@ LM_KINDS: tuple[LMKind, ...] = ("gpt2", "llama", "qwen2", "bert")
 
 WIDTH, LAYERS, HEADS, KV_HEADS = 32, 2, 4, 2
 MAX_POSITIONS = 1024
+D_LATE = 8
 MAX_TOKENS = 128  # of a chunk, framing included
 WORDS = (
     "the a of in is was and to by for who what where when which how many did does "
@@ -117,11 +118,16 @@ def tiny_latent_model(
             depth=1,
         ),
         aggregation=AggregationConfig(
-            kind="refine", d_modulation=WIDTH, d_question=WIDTH, max_group=max_group, num_blocks=1
+            kind="refine",
+            d_modulation=WIDTH,
+            d_question=WIDTH,
+            max_group=max_group,
+            num_blocks=1,
+            d_late=D_LATE,
         ),
         prefix=PrefixConfig(kind="latent", num_prefix_tokens=num_prefix_tokens),
         pointer=pointer,
-        selection=SelectionConfig(d_key=WIDTH),
+        selection=SelectionConfig(d_key=WIDTH, late_scale=0.5),
         max_question_tokens=128,
         prompt_attention="bidirectional",
     )

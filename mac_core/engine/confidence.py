@@ -84,6 +84,7 @@ def features_of(
         "min_log_probability": min(logs),
         "log_num_tokens": log1p(len(generated.token_ids)),
         "cosine": best.cosine if best else 0.0,
+        "late": best.late if best else 0.0,
         "overlap": _overlap(request.question, best.entry.text) if best else 0.0,
         # Of the sentence in which the answer stands: the right one speaks of what was asked.
         "sentence_overlap": _overlap(request.question, literal[0].snippet) if literal else 0.0,

@@ -90,7 +90,7 @@ class Engine:
         )
         self._thread = EngineThread(
             scheduler=self._scheduler,
-            load=load or (lambda: _load_bundle(bundle, device=config.device)),
+            load=load or (lambda: _load_bundle(bundle, config)),
             open_store=open_store
             or (lambda fingerprint: opening.open_store(url, fingerprint=fingerprint)),
             make_serving=self._make_serving,
@@ -307,8 +307,8 @@ class Engine:
         return 0.0 if self._scheduler.is_waiting else self._clocks.monotonic() - serving.last_step
 
 
-def _load_bundle(bundle: Path, *, device: str) -> AnsweringModel:
+def _load_bundle(bundle: Path, config: EngineConfig) -> AnsweringModel:
     # Not at the top: whoever brings a model of their own needs none of these networks.
     from mac_core.networks.build import load_bundle
 
-    return load_bundle(bundle, device=device)
+    return load_bundle(bundle, device=config.device, precision=config.precision)

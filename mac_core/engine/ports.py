@@ -13,6 +13,7 @@ from torch import Tensor
 from mac_core.config import ModelConfig
 from mac_core.networks.aggregation import AggregationKeys
 from mac_core.networks.model import AnswerRequest, Generated
+from mac_core.networks.values import QuestionEncoding
 from mac_core.types import Fingerprint, Modulation
 
 
@@ -49,7 +50,9 @@ class AnsweringModel(Protocol):
 
     def aggregation_keys(self, modulation: Modulation) -> AggregationKeys: ...
 
-    def encode_questions(self, questions: Sequence[str]) -> Tensor: ...
+    def encode_questions(self, questions: Sequence[str]) -> QuestionEncoding: ...
+
+    def match(self, question: QuestionEncoding, keys: Sequence[AggregationKeys]) -> Tensor: ...
 
     def answer(
         self,

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
 
 from mac_core.engine.newer import newer_first, num_candidates
 from mac_core.engine.ports import AnsweringModel
+from mac_core.engine.ranking import late_scores, rank
 from mac_core.memory.bank import BankEntry, BankView, MemoryBank, Selected
 from mac_core.networks.model import AnswerRequest
+from mac_core.networks.values import QuestionEncoding
 from mac_core.types import Modulation, Question
 
 
@@ -31,10 +32,10 @@ class Selecting:
             views: by question.
             now: seconds since the epoch; what has expired by then takes no part.
         """
-        queries = self._queries(questions, views)
+        encoded = self._encode(questions, views)
         return [
-            self._select_one(question, view, query, now=now)
-            for question, view, query in zip(questions, views, queries, strict=True)
+            self._select_one(question, view, asked, now=now)
+            for question, view, asked in zip(questions, views, encoded, strict=True)
         ]
 
     def requests(
@@ -47,38 +48,48 @@ class Selecting:
             for question, chosen in zip(questions, selected, strict=True)
         ]
 
-    def _queries(self, questions: Sequence[Question], views: Sequence[BankView]) -> Tensor:
-        """Selection queries `(batch, d_key)`; zeros where none is needed."""
-        queries = torch.zeros(len(questions), self._config.d_key)
+    def _encode(
+        self, questions: Sequence[Question], views: Sequence[BankView]
+    ) -> list[QuestionEncoding | None]:
+        """Each question as selection reads it; None where it reads none."""
+        encoded: list[QuestionEncoding | None] = [None] * len(questions)
         dense = [
             i
             for i, (question, view) in enumerate(zip(questions, views, strict=True))
             if question.mode in ("memory", "hybrid") and view.entries
         ]
         if dense:
-            encoded = self._model.encode_questions([questions[i].text for i in dense])
-            queries[dense] = encoded.to(queries)
-        return queries
+            together = self._model.encode_questions([questions[i].text for i in dense])
+            for row, i in enumerate(dense):
+                encoded[i] = together.row(row)
+        return encoded
 
     def _select_one(
-        self, question: Question, view: BankView, query: Tensor, *, now: float
+        self, question: Question, view: BankView, asked: QuestionEncoding | None, *, now: float
     ) -> list[Selected]:
-        if question.mode == "none":
+        """Candidates of the whole bank, then the best of them; `asked` is None in mode text."""
+        config = self._config
+        if question.mode == "none" or not view.entries:
             return []
-        top_k = self._config.top_k if question.top_k is None else question.top_k
-        is_text = question.mode == "text"
-        top_k = self._config.text_top_k if is_text else top_k
-        selected = self._bank.select(
+        top_k = config.top_k if question.top_k is None else question.top_k
+        top_k = config.text_top_k if asked is None else top_k
+        kept = num_candidates(top_k, most=config.num_candidates)
+        ranks_again = asked is not None and config.late_scale > 0
+        wanted = max(top_k, config.num_candidates) if ranks_again and top_k else kept
+        candidates = self._bank.select(
             view,
-            query=query,
+            query=torch.zeros(config.d_key) if asked is None else asked.selection_query[0],
             text=question.text,
-            top_k=num_candidates(top_k, most=self._config.num_candidates),
+            top_k=wanted,
             filter=question.filter,
             as_of=question.as_of,
             now=now,
-            mode="bm25" if is_text else "fused",
+            mode="bm25" if asked is None else "fused",
         )
-        return newer_first(selected, top_k=top_k)
+        if asked is not None and ranks_again and candidates:
+            late = late_scores(self._model, asked, candidates)
+            candidates = rank(candidates, late, late_scale=config.late_scale, top_k=kept)
+        return newer_first(candidates, top_k=top_k)
 
     def _request(
         self,

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from time import perf_counter
 from typing import Literal, TypeVar, get_args
 
-from torch import Tensor
+import torch
 
 from mac_core.engine.offline import Advance
 from mac_core.engine.ports import AnsweringModel
@@ -38,7 +38,7 @@ _READS: dict[EvaluationMode, Mode] = {"oracle": "memory", "oracle-text": "text"}
 # that a killed run loses little and the order of the file almost decides.
 _WINDOW = 1024
 
-RETRIEVAL_WAYS = ("fused", "dense", "bm25")
+RETRIEVAL_WAYS = ("fused", "dense", "bm25")  # fused: as the engine selects
 # Chunks looked at for the best distinct documents: some documents have several.
 _RETRIEVED_CHUNKS = 2 * max(RECALL_DEPTHS)
 
@@ -154,33 +154,37 @@ class Asker:
         """By way of retrieval, the right document's rank from 0 for each question; None: missed."""
         ranks: dict[str, list[int | None]] = {way: [] for way in ways}
         for batch in _parts(questions, self.batch_size):
-            queries = self.model.encode_questions([question.text for question in batch])
             for way in ways:
-                found = self._retrieve(way, batch, queries)
+                found = self._retrieve(way, batch)
                 pairs = zip(batch, found, strict=True)
                 ranks[way] += [_rank(question.document_id, entries) for question, entries in pairs]
             advance(len(batch))
         return ranks
 
-    def _retrieve(
-        self, way: str, questions: Sequence[SquadQuestion], queries: Tensor
-    ) -> list[list[BankEntry]]:
-        """The best chunks of each question, best first; `queries` is `(batch, d_key)`."""
+    def _retrieve(self, way: str, questions: Sequence[SquadQuestion]) -> list[list[BankEntry]]:
+        """The best chunks of each question, best first."""
+        texts = [question.text for question in questions]
         if way == "dense":
             keys = self.view.selection_keys
+            queries = self.model.encode_questions(texts).selection_query
             cosines = queries.to(keys) @ keys.T  # (batch, bank_size)
             best = cosines.topk(min(_RETRIEVED_CHUNKS, len(keys))).indices.tolist()
             return [[self.view.entries[row] for row in rows] for rows in best]
-        selected = self.bank.select_batch(
-            self.view,
-            queries=queries,
-            texts=[question.text for question in questions],
-            top_k=_RETRIEVED_CHUNKS,
-            filter={},
-            as_of=None,
-            now=0.0,
-            mode="bm25" if way == "bm25" else "fused",
-        )
+        if way == "fused":
+            asked = [Question(text=text, mode="memory", top_k=_RETRIEVED_CHUNKS) for text in texts]
+            selecting = Selecting(self.model, self.bank)
+            selected = selecting.select(asked, [self.view] * len(asked), now=0.0)
+        else:
+            selected = self.bank.select_batch(
+                self.view,
+                queries=torch.zeros(len(texts), self.view.selection_keys.shape[1]),
+                texts=texts,
+                top_k=_RETRIEVED_CHUNKS,
+                filter={},
+                as_of=None,
+                now=0.0,
+                mode="bm25",
+            )
         return [[chosen.entry for chosen in row] for row in selected]
 
 

@@ -134,7 +134,7 @@ def origin_lines(origin: Origin) -> Iterable[str]:
     )
     yield (
         f"top_k {origin.top_k}  batch {origin.batch_size}  device {origin.device}  "
-        f"torch threads {origin.num_threads}"
+        f"{origin.precision}  torch threads {origin.num_threads}"
     )
     yield f"data {origin.data_file} {origin.data_sha256[:12]}"
 

@@ -66,6 +66,7 @@ class Origin:
     max_new_tokens: int
     device: str
     num_threads: int
+    precision: str
     date: str  # ISO 8601, UTC
 
 

@@ -11,12 +11,13 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from mac_core.config import Precision
 from mac_core.errors import MacError
 
 if TYPE_CHECKING:
@@ -43,6 +44,9 @@ TopK = Annotated[
 ]
 MaxNewTokens = Annotated[int, typer.Option(min=1, help="Tokens of an answer.")]
 Device = Annotated[str, typer.Option(help="Torch device, such as cpu or cuda.")]
+PrecisionOption = Annotated[
+    str, typer.Option("--precision", help="Of matrix products: float32 or bfloat16.")
+]
 NumThreads = Annotated[int | None, typer.Option(min=1, help="CPU threads of one operation.")]
 Out = Annotated[
     Path | None, typer.Option(dir_okay=False, help="Write every answer here, JSON lines.")
@@ -77,6 +81,7 @@ class RunOptions:
     max_new_tokens: int
     device: str
     num_threads: int | None
+    precision: str = "float32"
     resume: Path | None = None
     cache: Path | None = None
 
@@ -122,11 +127,17 @@ def measuring(options: RunOptions, **identity: Any) -> Iterator[Session]:
 
     if options.num_threads is not None:
         torch.set_num_threads(options.num_threads)
-    model = load_bundle(bundle_path(options.bundle), device=options.device)
+    if options.precision not in get_args(Precision):
+        raise typer.BadParameter(f"precision {options.precision!r}: not float32 or bfloat16")
+    model = load_bundle(
+        bundle_path(options.bundle),
+        device=options.device,
+        precision=options.precision,  # type: ignore[arg-type]
+    )
     origin = _origin(model, options)
     log = AnswerLog(options.resume, run=_identity(origin, identity))
     with (
-        LearnedCache(options.cache, fingerprint=model.fingerprint) as cache,
+        LearnedCache(_cache_directory(options), fingerprint=model.fingerprint) as cache,
         _progress() as track,
     ):
         yield Session(model=model, origin=origin, log=log, cache=cache, track=track)
@@ -175,6 +186,13 @@ def command_line(context: typer.Context) -> str:
     return shlex.join(words)
 
 
+def _cache_directory(options: RunOptions) -> Path | None:
+    """What was learned in one precision is not what another would learn."""
+    if options.cache is None or options.precision == "float32":
+        return options.cache
+    return options.cache / options.precision
+
+
 def _origin(model: MacModel, options: RunOptions) -> Origin:
     import torch
 
@@ -195,6 +213,7 @@ def _origin(model: MacModel, options: RunOptions) -> Origin:
         batch_size=options.batch_size,
         max_new_tokens=options.max_new_tokens,
         device=options.device,
+        precision=options.precision,
         num_threads=torch.get_num_threads(),
         date=datetime.now(UTC).isoformat(timespec="seconds"),
     )

@@ -33,9 +33,10 @@ class Selected:
     """A chunk chosen for one question."""
 
     entry: BankEntry
-    score: float  # dense_scale * cosine + bm25_scale * BM25; mode bm25: the second term alone
+    score: float  # what it was ranked by: see `SelectionConfig`; mode bm25: bm25_scale * BM25
     log_prior: float  # log-softmax of the scores of all that were chosen with it
     cosine: float  # of question and chunk; 0 in mode bm25, which reads no query
+    late: float = 0.0  # late interaction of question and chunk; 0 where it was not asked for
 
 
 class MemoryBank:

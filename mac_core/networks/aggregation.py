@@ -73,6 +73,18 @@ class AggregationNetwork(nn.Module, ABC):
             mask: `(documents, virtual_tokens)`, bool, True where a slot is real.
         """
 
+    def match(self, question: QuestionEncoding, keys: Sequence[AggregationKeys]) -> Tensor:
+        """How well each document answers to one question, before any is read: `(documents,)`.
+
+        Args:
+            question: a batch of one.
+            keys: by document.
+
+        Raises:
+            ValueError: this network does not rank documents.
+        """
+        raise ValueError(f"{type(self).__name__} has no late interaction")
+
     @abstractmethod
     def forward(
         self, question: QuestionEncoding, bank: BankSlice, keys: AggregationKeys

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig
 
-from mac_core.config import ModelConfig
+from mac_core.config import ModelConfig, Precision
 from mac_core.errors import CheckpointError
 from mac_core.networks.aggregation import AggregationNetwork, AttendAggregation
 from mac_core.networks.amortization import T5Reader
@@ -68,7 +68,7 @@ def build_model(
     )
 
 
-def load_bundle(path: Path, *, device: str = "cpu") -> MacModel:
+def load_bundle(path: Path, *, device: str = "cpu", precision: Precision = "float32") -> MacModel:
     """Read a bundle strictly and make its model, frozen and in evaluation mode.
 
     Raises:
@@ -85,6 +85,7 @@ def load_bundle(path: Path, *, device: str = "cpu") -> MacModel:
         fingerprint=contents.fingerprint,
     )
     load_states(model, contents)
+    model.precision = precision
     return model.to(device).eval().requires_grad_(False)
 
 

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import wraps
 from time import perf_counter
+from typing import Concatenate, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from mac_core.config import ModelConfig
+from mac_core.config import ModelConfig, Precision
 from mac_core.networks.aggregation import AggregationKeys, AggregationNetwork
 from mac_core.networks.base_lm import BaseLM
 from mac_core.networks.batching import bank_slice, pointer_memory
@@ -77,6 +79,27 @@ class Generated:
     probabilities: tuple[float, ...] = ()  # of its tokens, and of the one that closes it
 
 
+Arguments = ParamSpec("Arguments")
+T = TypeVar("T")
+
+
+def _inferring(
+    method: Callable[Concatenate[MacModel, Arguments], T],
+) -> Callable[Concatenate[MacModel, Arguments], T]:
+    """Run without gradients, matrix products in the model's own precision."""
+
+    @wraps(method)
+    def inferring(self: MacModel, /, *args: Arguments.args, **kwargs: Arguments.kwargs) -> T:
+        is_low = self.precision == "bfloat16"
+        with (
+            torch.inference_mode(),
+            torch.autocast(self.device.type, torch.bfloat16, enabled=is_low),
+        ):
+            return method(self, *args, **kwargs)
+
+    return inferring
+
+
 class MacModel(nn.Module):
     """Frozen base LM and trained networks; engine thread only."""
 
@@ -94,6 +117,7 @@ class MacModel(nn.Module):
     ) -> None:
         super().__init__()
         self.config = config
+        self.precision: Precision = "float32"  # of inference; training casts by itself
         self.tokenizer = tokenizer
         self.fingerprint = fingerprint
         self.layout = Layout.of(tokenizer)
@@ -128,7 +152,7 @@ class MacModel(nn.Module):
 
     # Inference.
 
-    @torch.inference_mode()
+    @_inferring
     def amortize(self, chunks: Sequence[str]) -> list[Modulation]:
         """Turn document chunks into modulations, one forward pass for all.
 
@@ -164,20 +188,28 @@ class MacModel(nn.Module):
             )
         return modulations
 
-    @torch.inference_mode()
+    @_inferring
     def aggregation_keys(self, modulation: Modulation) -> AggregationKeys:
         """What aggregation needs of one document and no question changes; made once, at ingest."""
         slots = modulation.slots[None].to(self.device)
         mask = torch.ones(slots.shape[:2], dtype=torch.bool, device=self.device)
         return self.aggregation.keys(slots, mask).select(0)
 
-    @torch.inference_mode()
-    def encode_questions(self, questions: Sequence[str]) -> Tensor:
-        """Selection queries `(batch, d_key)`, unit length, on the CPU."""
-        ids, mask = self._question_rows(questions)
-        return self.encode_question_ids(ids, mask).selection_query.float().cpu()
+    @_inferring
+    def encode_questions(self, questions: Sequence[str]) -> QuestionEncoding:
+        """What selection reads of questions, on the model's device."""
+        return self.encode_question_ids(*self._question_rows(questions))
 
-    @torch.inference_mode()
+    @_inferring
+    def match(self, question: QuestionEncoding, keys: Sequence[AggregationKeys]) -> Tensor:
+        """Late-interaction scores of documents for one question: `(documents,)`, on the CPU.
+
+        Raises:
+            ValueError: this bundle's aggregation has no late interaction.
+        """
+        return self.aggregation.match(question, keys).float().cpu()
+
+    @_inferring
     def answer(
         self,
         requests: Sequence[AnswerRequest],

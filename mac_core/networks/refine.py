@@ -10,14 +10,16 @@ into a part that does not see the question and one that does is DeFormer's (arXi
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 from mac_core.config import AggregationConfig
 from mac_core.networks.aggregation import AggregationKeys, AggregationNetwork
+from mac_core.networks.late import LateInteraction, pack_unit, unpack_unit
 from mac_core.networks.select import keep_best
 from mac_core.networks.stack import EncoderStack
 from mac_core.networks.values import BankSlice, QuestionEncoding, TargetModulation
@@ -44,10 +46,30 @@ class RefineAggregation(AggregationNetwork):
         self.evidence = nn.Linear(config.d_modulation, 1)
         nn.init.normal_(self.evidence.weight, std=0.02)
         nn.init.zeros_(self.evidence.bias)
+        self.late: LateInteraction | None = None
+        if config.d_late:
+            self.late = LateInteraction(
+                d_modulation=config.d_modulation,
+                d_question=config.d_question,
+                d_late=config.d_late,
+            )
 
     def keys(self, slots: Tensor, mask: Tensor) -> AggregationKeys:
-        """Nothing: all that no question changes is in the slots already."""
-        return AggregationKeys(tensors=())
+        """Late-interaction keys, int8, if there are any; reading takes the slots themselves."""
+        if self.late is None:
+            return AggregationKeys(tensors=())
+        return AggregationKeys(tensors=(pack_unit(self.late.keys(slots)),))
+
+    def match(self, question: QuestionEncoding, keys: Sequence[AggregationKeys]) -> Tensor:
+        """Late-interaction scores, `(documents,)`."""
+        if self.late is None:
+            return super().match(question, keys)
+        packed = [key.tensors[0] for key in keys]  # by document (virtual_tokens, d_late)
+        lengths = torch.tensor([len(tensor) for tensor in packed])
+        mask = torch.arange(int(lengths.max())) < lengths[:, None]
+        stacked = unpack_unit(pad_sequence(packed, batch_first=True))
+        scores: Tensor = self.late(question, stacked, mask.to(stacked.device))
+        return scores[0]
 
     def forward(
         self, question: QuestionEncoding, bank: BankSlice, keys: AggregationKeys

@@ -27,6 +27,15 @@ class QuestionEncoding:
     mask: Tensor  # (batch, tokens), bool, True where a token is real
     selection_query: Tensor  # (batch, d_key), unit length
 
+    def row(self, index: int) -> QuestionEncoding:
+        """One question as a batch of one, without its padding."""
+        length = int(self.mask[index].sum())
+        return QuestionEncoding(
+            states=self.states[index : index + 1, :length],
+            mask=self.mask[index : index + 1, :length],
+            selection_query=self.selection_query[index : index + 1],
+        )
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BankSlice:

@@ -7,8 +7,9 @@ probability: the likelihood of the right document among all of the held-out bank
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -28,6 +29,9 @@ from mac_core.training.held_out import HeldOut
 
 TOP_KS = (1, 2, 4, 8)
 PULL = 1e-3
+BATCH_SIZE = 64
+ScaleName = Literal["dense_scale", "bm25_scale", "late_scale"]
+BEGIN_SCALES: dict[ScaleName, float] = {"dense_scale": 20.0, "bm25_scale": 0.5, "late_scale": 0.5}
 MAX_LOG_SCALE = 7.0  # no score needs a factor of over a thousand
 
 
@@ -76,10 +80,11 @@ def calibrate(model: MacModel, held_out: HeldOut, *, num_questions: int, seed: i
     fit = held_out.sample(4 * num_questions, seed=seed)
     bank = MemoryBank(model.config.selection)
     view = learn_documents(model, bank, held_out.documents, batch_size=16)
-    dense_scale, bm25_scale = fit_scales(*scores_of(model, view, fit))
+    scores, right = scores_of(model, view, fit)
     reader = Reader(model=model, bank=bank, view=view)
     scored = held_out.sample(num_questions, seed=seed + 1)
-    selection = replace(model.config.selection, dense_scale=dense_scale, bm25_scale=bm25_scale)
+    scales: Any = fit_scales(scores, right)
+    selection = replace(model.config.selection, **scales)
     by_k: dict[int, float] = {}
     for top_k in TOP_KS:
         by_k[top_k] = reader.f1("memory", scored, replace(selection, top_k=top_k))
@@ -108,8 +113,11 @@ def calibrate(model: MacModel, held_out: HeldOut, *, num_questions: int, seed: i
 
 def scores_of(
     model: MacModel, view: BankView, questions: Sequence[SquadQuestion]
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Cosine and BM25 `(questions, bank_size)`, and the right entry `(questions,)`."""
+) -> tuple[dict[ScaleName, Tensor], Tensor]:
+    """What selection adds up, each `(questions, bank_size)`, and the right entry `(questions,)`.
+
+    The first has a row of scores for each scale of `SelectionConfig` that this bundle uses.
+    """
     place = {entry.document_id: row for row, entry in reversed(list(enumerate(view.entries)))}
     index = Bm25Index()
     for row, entry in enumerate(view.entries):
@@ -118,33 +126,49 @@ def scores_of(
     for number, question in enumerate(questions):
         for row, score in index.search(question.text):
             bm25[number, row] = score
-    queries = [
-        model.encode_questions([question.text for question in questions[first : first + 64]])
-        for first in range(0, len(questions), 64)
+    queries, late = list[Tensor](), list[Tensor]()
+    keys = [
+        entry.aggregation_keys or model.aggregation_keys(entry.stored.unpack())
+        for entry in view.entries
     ]
-    cosine = torch.cat(queries) @ view.selection_keys.T
+    for first in range(0, len(questions), BATCH_SIZE):
+        batch = questions[first : first + BATCH_SIZE]
+        encoded = model.encode_questions([question.text for question in batch])
+        queries.append(encoded.selection_query.float().cpu())
+        if model.config.aggregation.d_late:
+            late += [model.match(encoded.row(row), keys) for row in range(len(batch))]
     right = torch.tensor([place[question.document_id] for question in questions])
-    return cosine, bm25, right
+    scores: dict[ScaleName, Tensor] = {
+        "dense_scale": torch.cat(queries) @ view.selection_keys.T,
+        "bm25_scale": bm25,
+    }
+    if late:
+        scores["late_scale"] = torch.stack(late)
+    return scores, right
 
 
-def fit_scales(cosine: Tensor, bm25: Tensor, right: Tensor) -> tuple[float, float]:
-    """Scales under which softmax(a * cosine + b * BM25) gives the right entries most likelihood.
+def fit_scales(scores: Mapping[ScaleName, Tensor], right: Tensor) -> dict[ScaleName, float]:
+    """Scales whose weighted sum of scores, in a softmax, gives the right entries most likelihood.
 
     A weak pull towards where the search begins keeps them finite where scores alone separate.
+
+    Args:
+        scores: by scale, `(questions, bank_size)`.
+        right: `(questions,)`.
     """
-    begin = torch.tensor([20.0, 0.5]).log()
+    columns = torch.stack([*scores.values()])  # (scales, questions, bank_size)
+    begin = torch.tensor([BEGIN_SCALES[name] for name in scores]).log()
     log_scales = begin.clone().requires_grad_(True)
     optimizer = torch.optim.LBFGS([log_scales], max_iter=50, line_search_fn="strong_wolfe")
 
     def closure() -> Tensor:
         optimizer.zero_grad()
-        dense, lexical = log_scales.clamp(-MAX_LOG_SCALE, MAX_LOG_SCALE).exp()
-        loss = F.cross_entropy(dense * cosine + lexical * bm25, right)
+        scales = log_scales.clamp(-MAX_LOG_SCALE, MAX_LOG_SCALE).exp()
+        loss = F.cross_entropy(torch.einsum("s,sqn->qn", scales, columns), right)
         loss = loss + PULL * (log_scales - begin).square().sum()
         loss.backward()  # type: ignore[no-untyped-call]
         return loss
 
     optimizer.step(closure)  # type: ignore[no-untyped-call]
     scales = log_scales.detach().clamp(-MAX_LOG_SCALE, MAX_LOG_SCALE).exp()
-    dense, lexical = scales.tolist()
-    return round(dense, 3), round(lexical, 4)
+    return {name: round(scale, 4) for name, scale in zip(scores, scales.tolist(), strict=True)}

@@ -31,6 +31,7 @@ class MiniOptions:
     depth: int = 4  # encoder layers that a document runs through before any question is known
     num_prefix_tokens: int = 64  # best slots that the base LM gets in every layer
     d_pointer: int = 128
+    d_late: int = 64  # width of the late interaction that ranks documents
     checkpoint_minutes: float = 3.0
     log_every: int = 25  # steps
     device: str = "cpu"

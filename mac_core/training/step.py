@@ -18,6 +18,7 @@ from mac_core.networks.model import MacModel, slot_memory, text_memory
 from mac_core.networks.pointer import PointerMemory, ending_mask, shifted
 from mac_core.networks.prompt import Ids, join, make_prompt
 from mac_core.networks.reading import read_with_answer, start
+from mac_core.networks.refine import RefineAggregation
 from mac_core.networks.select import SelectAggregation
 from mac_core.networks.values import (
     BankSlice,
@@ -37,6 +38,7 @@ from mac_core.training.losses import (
 from mac_core.training.past import PastDocuments
 from mac_core.types import Mode
 
+NUM_PAST_RANKED = 64  # past documents that late interaction ranks beside the batch's own
 NUM_BUCKETS = 4  # documents of like length are encoded together: less padding
 # Lengths are rounded up: a matrix product of a shape never seen costs its kernel's set-up again.
 DOCUMENT_ROUND = 32
@@ -51,6 +53,7 @@ class StepConfig:
     mode: Mode
     num_documents: int = 1  # the right one and its distractors
     selection_weight: float = 0.3
+    late_weight: float = 0.3
     evidence_weight: float = 0.5
     selection_scale: float = 20.0
     wrong_text_fraction: float = 0.2  # hybrid: questions whose prompt holds a distractor's text
@@ -119,6 +122,9 @@ def training_loss(
         losses["selection"] = selection_loss(
             question.selection_query, bank.keys, framed.right, scale=config.selection_scale
         )
+        late = late_scores(model, question, bank)
+        if late is not None:
+            losses["late"] = F.cross_entropy(late, framed.right)
         chosen = choose(question, bank.keys, framed, config, generator=generator)
         framed, encoded, chosen = bank.laid_out(chosen)
         shown = chosen.shown(config.wrong_text_fraction, generator=generator)
@@ -141,6 +147,7 @@ def training_loss(
     losses["total"] = losses["answer"]
     for name, weight in (
         ("selection", config.selection_weight),
+        ("late", config.late_weight),
         ("evidence", config.evidence_weight),
     ):
         if name in losses:
@@ -228,6 +235,31 @@ class BatchBank:
             ),
             replace(chosen, index=back[chosen.index]),
         )
+
+
+def late_scores(model: MacModel, question: QuestionEncoding, bank: BatchBank) -> Tensor | None:
+    """Late interaction with the batch's documents and the past ones that are hardest to tell apart.
+
+    Returns:
+        `(questions, documents + past documents)`, the batch's own first; None: there is none.
+    """
+    network = model.aggregation
+    if not isinstance(network, RefineAggregation) or network.late is None:
+        return None
+    documents = len(bank.encoded.slots)
+    scores: Tensor = network.late(
+        question, network.late.keys(bank.encoded.slots), bank.encoded.slot_mask
+    )
+    if bank.past is None or len(bank.keys) == documents:
+        return scores
+    with torch.no_grad():
+        cosine = question.selection_query @ bank.keys[documents:].mT  # (questions, past)
+        count = min(NUM_PAST_RANKED, cosine.shape[1])
+        places = cosine.amax(0).topk(count).indices.cpu()
+        _, _, slots, mask = bank.past.take(bank.places[places].tolist())
+    keys = network.late.keys(slots.to(bank.encoded.slots))
+    past: Tensor = network.late(question, keys, mask.to(scores.device))
+    return torch.cat([scores, past], dim=1)
 
 
 def choose(

@@ -32,9 +32,9 @@ STATE_FILE = "state.safetensors"
 WARM_UP = 0.02  # share of the budget
 CROWDED = 0.35  # share of the later steps in which documents stand among distractors
 MODES: tuple[tuple[Mode, float], ...] = (
-    ("memory", 0.83),
-    ("hybrid", 0.10),
-    ("text", 0.06),
+    ("memory", 0.74),
+    ("hybrid", 0.18),
+    ("text", 0.07),
     ("none", 0.01),
 )
 
@@ -189,6 +189,8 @@ def make_optimizer(model: MacModel, options: MiniOptions) -> AdamW:
     heads = [*model.prefix.parameters()]
     if not isinstance(model.aggregation, RefineAggregation):
         heads += [*model.aggregation.parameters()]
+    elif model.aggregation.late is not None:
+        heads += [*model.aggregation.late.parameters()]
     heads += [] if model.pointer is None else [*model.pointer.parameters()]
     mine = {id(parameter) for parameter in heads}
     warm = [parameter for parameter in model.parameters() if id(parameter) not in mine]

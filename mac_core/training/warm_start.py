@@ -95,7 +95,11 @@ def mini_config(options: MiniOptions) -> ModelConfig:
             depth=options.depth,
         ),
         aggregation=AggregationConfig(
-            kind="refine", d_modulation=width, d_question=width, num_blocks=layers - options.depth
+            kind="refine",
+            d_modulation=width,
+            d_question=width,
+            num_blocks=layers - options.depth,
+            d_late=options.d_late,
         ),
         prefix=PrefixConfig(kind="latent", num_prefix_tokens=options.num_prefix_tokens),
         pointer=PointerConfig(d_pointer=options.d_pointer),

@@ -30,6 +30,7 @@ from mac_core.memory.records import DocumentRecord
 from mac_core.memory.sqlite_store import SqliteStore
 from mac_core.networks.aggregation import AggregationKeys
 from mac_core.networks.model import AnswerRequest, Generated
+from mac_core.networks.values import QuestionEncoding
 from mac_core.types import Fingerprint, Modulation
 
 FINGERPRINT = Fingerprint(amortization_hash="a" * 64, base_lm_hash="b" * 64)
@@ -102,8 +103,17 @@ class FakeModel:
     def aggregation_keys(self, modulation: Modulation) -> AggregationKeys:
         return AggregationKeys(tensors=(modulation.slots * 2,))
 
-    def encode_questions(self, questions: Sequence[str]) -> Tensor:
-        return torch.stack([self._key(self.tokenizer.encode(question)) for question in questions])
+    def encode_questions(self, questions: Sequence[str]) -> QuestionEncoding:
+        keys = [self._key(self.tokenizer.encode(question)) for question in questions]
+        return QuestionEncoding(
+            states=torch.stack(keys)[:, None],
+            mask=torch.ones(len(keys), 1, dtype=torch.bool),
+            selection_query=torch.stack(keys),
+        )
+
+    def match(self, question: QuestionEncoding, keys: Sequence[AggregationKeys]) -> Tensor:
+        """The first stage's last candidate matches best: easy to tell from the first stage."""
+        return torch.arange(1.0, len(keys) + 1.0)
 
     def answer(
         self,

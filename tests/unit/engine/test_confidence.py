@@ -63,6 +63,7 @@ def test_features_of_an_answer_are_what_their_names_say() -> None:
         "min_log_probability": pytest.approx(log(0.25)),
         "log_num_tokens": pytest.approx(log(3)),
         "cosine": made.features["cosine"],
+        "late": 0.0,  # this model does not rank again
         "overlap": pytest.approx(2 / 3),  # "flow" is not "flows"
         "sentence_overlap": 0.0,  # it stands in none
         "is_literal": 0.0,
@@ -72,7 +73,8 @@ def test_features_of_an_answer_are_what_their_names_say() -> None:
 
 def test_cosine_is_that_of_the_best_document_and_there_is_none_in_mode_text() -> None:
     model = FakeModel()
-    query, key = model.encode_questions([ASK])[0], model.amortize([RIVER.text])[0].selection_key
+    query = model.encode_questions([ASK]).selection_query[0]
+    key = model.amortize([RIVER.text])[0].selection_key
     assert judged("hamburg").features["cosine"] == pytest.approx(float(query @ key), abs=1e-2)
     assert judged("hamburg", mode="text").features["cosine"] == 0.0
 
@@ -98,9 +100,9 @@ def test_no_feature_depends_on_what_else_is_in_the_bank() -> None:
 
 @pytest.mark.parametrize("mode", ["none", "memory"])
 def test_features_without_documents_are_those_of_the_words_alone(mode: Mode) -> None:
-    nothing = ("cosine", "overlap", "sentence_overlap", "is_literal")
+    nothing = ("cosine", "late", "overlap", "sentence_overlap", "is_literal")
     made = judged("hamburg", documents=[] if mode == "memory" else [RIVER], mode=mode)
-    assert [made.features[name] for name in nothing] == [0.0] * 4
+    assert [made.features[name] for name in nothing] == [0.0] * 5
     assert made.features["mean_log_probability"] < 0.0
 
 

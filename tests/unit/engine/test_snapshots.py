@@ -55,7 +55,7 @@ def selected(bench: Bench, namespace: str) -> list[tuple[str, float, float]]:
     assert serving is not None
     found = serving.bank.select(
         serving.bank.view(namespace),
-        query=bench.model.encode_questions([QUESTION])[0],
+        query=bench.model.encode_questions([QUESTION]).selection_query[0],
         text=QUESTION,
         top_k=0,
         filter={},

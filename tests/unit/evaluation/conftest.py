@@ -21,6 +21,7 @@ from mac_core.evaluation.dataset import SquadQuestion
 from mac_core.evaluation.results import Origin
 from mac_core.networks.aggregation import AggregationKeys
 from mac_core.networks.model import AnswerRequest, Generated
+from mac_core.networks.values import QuestionEncoding
 from mac_core.types import Document, Fingerprint, Modulation
 
 NAMES = ("Ada", "Bela", "Cleo", "Dora", "Ezra", "Flora")
@@ -86,8 +87,13 @@ class PerfectReader:
     def aggregation_keys(self, modulation: Modulation) -> AggregationKeys:
         return AggregationKeys(tensors=(modulation.slots,))
 
-    def encode_questions(self, questions: Sequence[str]) -> torch.Tensor:
-        return torch.stack([_key(question) for question in questions])
+    def encode_questions(self, questions: Sequence[str]) -> QuestionEncoding:
+        keys = torch.stack([_key(question) for question in questions])
+        mask = torch.ones(len(keys), 1, dtype=torch.bool)
+        return QuestionEncoding(states=keys[:, None], mask=mask, selection_query=keys)
+
+    def match(self, question: QuestionEncoding, keys: Sequence[AggregationKeys]) -> torch.Tensor:
+        raise AssertionError("this reader does not rank again")
 
     def answer(self, requests: Sequence[AnswerRequest], **_: Any) -> list[Generated]:
         self.batches.append(list(requests))
@@ -162,5 +168,6 @@ def origin() -> Origin:
         max_new_tokens=8,
         device="cpu",
         num_threads=1,
+        precision="float32",
         date="2026-01-01T00:00:00+00:00",
     )

@@ -59,7 +59,7 @@ def tales(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def invoke(monkeypatch: pytest.MonkeyPatch, reader: Any) -> Any:
-    monkeypatch.setattr("mac_core.networks.build.load_bundle", lambda path, device: reader)
+    monkeypatch.setattr("mac_core.networks.build.load_bundle", lambda path, **options: reader)
     return lambda *words: CliRunner().invoke(cli.app, [str(word) for word in words])
 
 

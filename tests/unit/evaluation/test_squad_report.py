@@ -117,7 +117,7 @@ def squad_file(tmp_path: Path, documents: Any, questions: Any) -> Path:
 
 @pytest.fixture
 def command(monkeypatch: pytest.MonkeyPatch, reader: Any, squad_file: Path) -> Any:
-    monkeypatch.setattr("mac_core.networks.build.load_bundle", lambda path, device: reader)
+    monkeypatch.setattr("mac_core.networks.build.load_bundle", lambda path, **options: reader)
 
     def invoke(*options: str) -> Any:
         return CliRunner().invoke(cli.app, ["squad-seq", "--data", str(squad_file), *options])

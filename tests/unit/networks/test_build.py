@@ -28,7 +28,7 @@ from tests.builders import (
     tiny_paper_model,
     tiny_tokenizer_json,
 )
-from tests.unit.networks.model_samples import MODELS, comparable, mixed_requests
+from tests.unit.networks.model_samples import DAM, MODELS, comparable, mixed_requests
 
 INT8 = {"rtol": 0.05, "atol": 0.05}  # half a step of 1/127 of a row's largest weight, two layers
 
@@ -186,7 +186,7 @@ def test_encoder_that_cannot_be_split_so_is_refused(what: str) -> None:
 MISFITS: dict[str, Callable[[ModelConfig], dict[str, Any]]] = {
     "prefix.kind='wide'": lambda config: {"prefix": replace(config.prefix, kind="wide")},
     "aggregation.kind='select'": lambda config: {
-        "aggregation": replace(config.aggregation, kind="select")
+        "aggregation": replace(config.aggregation, kind="select", d_late=0)
     },
 }
 
@@ -230,3 +230,27 @@ def test_width_that_a_configuration_leaves_to_its_default_is_known() -> None:
     assert model.pointer is not None
     assert model.pointer.document_key[0].in_features == 512 + 2 * WIDTH
     assert comparable(model.eval().answer(mixed_requests(model))[0])
+
+
+def test_precision_is_that_of_matrix_products_and_not_of_what_is_stored(tmp_path: Path) -> None:
+    bundle = save_tiny_bundle(tmp_path / "tiny", tiny_latent_model())
+    exact, low = load_bundle(bundle), load_bundle(bundle, precision="bfloat16")
+    pairs = list(zip(exact.amortize([DAM]), low.amortize([DAM]), strict=True))
+    for one, other in pairs:
+        assert other.slots.dtype == torch.float32
+        assert not torch.equal(one.slots, other.slots)
+        torch.testing.assert_close(one.slots, other.slots, rtol=2e-2, atol=2e-2)
+    assert {weight.dtype for weight in low.parameters()} == {torch.float32}
+
+
+def test_ranking_again_needs_a_late_interaction() -> None:
+    config = tiny_latent_model().config
+    with pytest.raises(ValueError, match=r"late_scale=0\.5 needs aggregation\.d_late above 0"):
+        replace(config, aggregation=replace(config.aggregation, d_late=0))
+
+
+@pytest.mark.parametrize(("kind", "d_late"), [("attend", 8), ("select", 8), ("refine", -1)])
+def test_late_interaction_belongs_to_refining(kind: Any, d_late: int) -> None:
+    config = tiny_latent_model().config.aggregation
+    with pytest.raises(ValueError, match=f"d_late={d_late} does not go with kind='{kind}'"):
+        replace(config, kind=kind, d_late=d_late)

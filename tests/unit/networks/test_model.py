@@ -13,6 +13,7 @@ from mac_core.config import PointerConfig
 from mac_core.networks.model import AnswerRequest, Generated, MacModel
 from mac_core.types import Modulation
 from tests.builders import (
+    D_LATE,
     LM_KINDS,
     MAX_TOKENS,
     WIDTH,
@@ -127,8 +128,8 @@ def test_modulation_does_not_depend_on_the_chunks_beside_it(name: str) -> None:
 
 
 def test_selection_query_does_not_depend_on_the_questions_beside_it(any_model: MacModel) -> None:
-    alone = any_model.encode_questions([QUESTIONS[1]])
-    together = any_model.encode_questions([QUESTIONS[2], QUESTIONS[1]])
+    alone = any_model.encode_questions([QUESTIONS[1]]).selection_query
+    together = any_model.encode_questions([QUESTIONS[2], QUESTIONS[1]]).selection_query
     torch.testing.assert_close(together[1:], alone, **PADDING)
     torch.testing.assert_close(together.norm(dim=1), torch.ones(2))
 
@@ -153,7 +154,8 @@ def test_latent_modulation_is_a_slot_for_every_framed_token() -> None:
     assert modulation.token_ids.tolist() == ids
     assert [tuple(pair) for pair in modulation.token_offsets.tolist()] == offsets
     assert modulation.pointer_keys is None  # made of the slots, once the question is known
-    assert model.aggregation_keys(modulation).tensors == ()
+    (late,) = model.aggregation_keys(modulation).tensors
+    assert (late.shape, late.dtype) == ((len(ids) + 2, D_LATE), torch.int8)
 
 
 def test_chunk_longer_than_the_network_reads_is_refused() -> None:

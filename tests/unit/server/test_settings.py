@@ -95,8 +95,11 @@ def test_printed_settings_are_a_settings_file(tmp_path: Path) -> None:
 
 
 def test_the_engine_gets_its_part() -> None:
-    config = Settings(max_queued_questions=3, num_threads=2, device="cuda").engine_config()
+    config = Settings(
+        max_queued_questions=3, num_threads=2, device="cuda", precision="bfloat16"
+    ).engine_config()
     assert (config.max_queued_questions, config.num_threads, config.device) == (3, 2, "cuda")
+    assert config.precision == "bfloat16"
 
 
 @pytest.mark.parametrize(

@@ -2,39 +2,71 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import pytest
 import torch
 from torch import Tensor
 
 from mac_core.config import ConfidenceConfig
-from mac_core.training.calibration import TOP_KS, calibrate, fit_scales
+from mac_core.evaluation.learned import learn_documents
+from mac_core.memory.bank import MemoryBank
+from mac_core.networks.model import MacModel
+from mac_core.training.calibration import TOP_KS, ScaleName, calibrate, fit_scales, scores_of
 from mac_core.training.held_out import HeldOut
-from tests.builders import tiny_bert_model
+from tests.builders import tiny_bert_model, tiny_latent_model
 from tests.unit.networks.model_samples import never_ending
 from tests.unit.training.samples import FACTS, paragraphs
 
-DENSE, LEXICAL = 12.0, 0.8
+SCALES: dict[ScaleName, float] = {"dense_scale": 12.0, "bm25_scale": 0.8, "late_scale": 1.5}
 
 
-def drawn_scores(*, questions: int = 2000, documents: int = 12) -> tuple[Tensor, Tensor, Tensor]:
-    """Cosines, BM25 scores, and right documents drawn from the softmax of known scales."""
+def drawn_scores(
+    names: Sequence[ScaleName], *, questions: int = 2000, documents: int = 12
+) -> tuple[dict[ScaleName, Tensor], Tensor]:
+    """Scores, and right documents drawn from the softmax of their sum under known scales."""
     generator = torch.Generator().manual_seed(0)
-    cosine = torch.rand(questions, documents, generator=generator) - 0.5
-    bm25 = 5.0 * torch.rand(questions, documents, generator=generator)
-    chances = torch.softmax(DENSE * cosine + LEXICAL * bm25, dim=1)
-    return cosine, bm25, torch.multinomial(chances, 1, generator=generator).squeeze(1)
+    scores = {
+        name: torch.rand(questions, documents, generator=generator) * 5.0 / SCALES[name]
+        for name in names
+    }
+    chances = torch.softmax(sum(SCALES[name] * scores[name] for name in names), dim=1)
+    return scores, torch.multinomial(chances, 1, generator=generator).squeeze(1)
 
 
-def test_scales_that_drew_the_documents_are_found() -> None:
-    dense, lexical = fit_scales(*drawn_scores())
-    assert dense == pytest.approx(DENSE, rel=0.1)
-    assert lexical == pytest.approx(LEXICAL, rel=0.1)
+@pytest.mark.parametrize(
+    "names", [("dense_scale", "bm25_scale"), ("dense_scale", "bm25_scale", "late_scale")]
+)
+def test_scales_that_drew_the_documents_are_found(names: tuple[ScaleName, ...]) -> None:
+    found = fit_scales(*drawn_scores(names))
+    assert found == pytest.approx({name: SCALES[name] for name in names}, rel=0.1)
 
 
 def test_scales_stay_finite_where_every_question_is_told_apart() -> None:
     cosine = torch.eye(6)
-    scales = fit_scales(cosine, 10.0 * cosine, torch.arange(6))
-    assert all(0.0 < scale < 1e4 for scale in scales)
+    scores: dict[ScaleName, Tensor] = {"dense_scale": cosine, "bm25_scale": 10.0 * cosine}
+    assert all(0.0 < scale < 1e4 for scale in fit_scales(scores, torch.arange(6)).values())
+
+
+@pytest.mark.parametrize(
+    ("build", "names"),
+    [
+        (tiny_bert_model, {"dense_scale", "bm25_scale"}),
+        (tiny_latent_model, {"dense_scale", "bm25_scale", "late_scale"}),
+    ],
+)
+def test_scores_are_of_every_stage_that_the_bundle_selects_by(
+    build: Callable[[], MacModel], names: set[str]
+) -> None:
+    model, held_out = build(), HeldOut.of(paragraphs())
+    bank = MemoryBank(model.config.selection)
+    view = learn_documents(model, bank, held_out.documents, batch_size=4)
+    scores, right = scores_of(model, view, held_out.questions)
+    assert scores.keys() == names
+    shape = (len(held_out.questions), len(view.entries))
+    assert {tuple(score.shape) for score in scores.values()} == {shape}
+    found = [view.entries[row].document_id for row in right.tolist()]
+    assert found == [question.document_id for question in held_out.questions]
 
 
 def test_held_out_paragraphs_become_documents_and_their_answerable_questions() -> None:

@@ -258,6 +258,21 @@ def test_selection_is_learned_where_documents_are_encoded(mode: Mode, has_select
     torch.testing.assert_close(losses["total"], weighed)
 
 
+def test_late_interaction_is_told_the_right_document_from_all_that_it_ranks() -> None:
+    model, batch = tiny_latent_model(), sample()
+    framed = frame(model, batch)
+    late = model.aggregation.late
+    losses = training_loss(model, batch, StepConfig(mode="memory"), generator=seeded())
+    with torch.no_grad():
+        question = model.encode_question_ids(framed.question_ids, framed.question_mask)
+        found = encode_documents(model, framed)
+        scores = late(question, late.keys(found.slots), found.slot_mask)
+    expected = torch.nn.functional.cross_entropy(scores, framed.right)
+    torch.testing.assert_close(losses["late"], expected)
+    weighed = losses["answer"] + 0.3 * (losses["selection"] + losses["late"])
+    torch.testing.assert_close(losses["total"], weighed + 0.5 * losses["evidence"])
+
+
 # ---- documents of earlier steps
 
 
@@ -292,7 +307,7 @@ def test_past_documents_are_read_as_the_batchs_own_are(mode: Mode) -> None:
         expected = training_loss(model, beside, config, generator=seeded())
         found = training_loss(model, alone, config, generator=seeded(), past=past)
     # 2e-2: slots of the past are bfloat16
-    parts = ("answer", "evidence", "selection", "total")
+    parts = ("answer", "evidence", "late", "selection", "total")
     assert {part: float(found[part]) for part in parts} == pytest.approx(
         {part: float(expected[part]) for part in parts}, rel=2e-2
     )

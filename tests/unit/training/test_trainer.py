@@ -131,7 +131,10 @@ def test_a_few_steps_on_few_paragraphs_lower_the_loss(tmp_path: Path, architectu
 
 @pytest.mark.parametrize(
     ("architecture", "random"),
-    [("layerwise", ("aggregation", "pointer")), ("latent", ("prefix", "pointer"))],
+    [
+        ("layerwise", ("aggregation", "pointer")),
+        ("latent", ("prefix", "pointer", "aggregation.late")),
+    ],
 )
 def test_heads_that_start_at_random_learn_faster_than_what_is_warm(
     architecture: str, random: tuple[str, ...]

@@ -86,7 +86,7 @@ def test_heads_transform_begins_as_the_identity(model: MacModel) -> None:
 def test_selection_is_all_minilms_own_embedding(
     model: MacModel, encoder: Any, question: str
 ) -> None:
-    (found,) = model.encode_questions([question])
+    (found,) = model.encode_questions([question]).selection_query
     ids = torch.tensor([model.layout.question(model.tokenizer.encode(question))])
     mean = encoder(ids).last_hidden_state[0].mean(0)
     torch.testing.assert_close(found, mean / mean.norm(), **TOLERANCE)

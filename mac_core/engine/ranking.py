@@ -1,0 +1,48 @@
+"""Candidates once more, with late interaction: the second stage of selection.
+
+The first stage looks at every chunk of a bank, cheaply; this one looks at every token of the few
+that came out of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from mac_core.engine.ports import AnsweringModel
+from mac_core.memory.bank import Selected
+from mac_core.networks.values import QuestionEncoding
+
+
+def rank(
+    candidates: Sequence[Selected], late: Tensor, *, late_scale: float, top_k: int
+) -> list[Selected]:
+    """The `top_k` best candidates (0: all), best first; equal scores keep their order.
+
+    Args:
+        late: `(candidates,)`, late interaction of the question with each.
+    """
+    scores = torch.tensor([chosen.score for chosen in candidates]) + late_scale * late
+    order = scores.sort(descending=True, stable=True).indices
+    kept = order[:top_k] if top_k else order
+    priors = scores[kept].log_softmax(dim=0).tolist()
+    return [
+        replace(candidates[place], score=score, log_prior=prior, late=match)
+        for place, score, prior, match in zip(
+            kept.tolist(), scores[kept].tolist(), priors, late[kept].tolist(), strict=True
+        )
+    ]
+
+
+def late_scores(
+    model: AnsweringModel, question: QuestionEncoding, candidates: Sequence[Selected]
+) -> Tensor:
+    """Late interaction of one question with each candidate: `(candidates,)`."""
+    keys = [
+        chosen.entry.aggregation_keys or model.aggregation_keys(chosen.entry.stored.unpack())
+        for chosen in candidates
+    ]
+    return model.match(question, keys)
