@@ -37,7 +37,7 @@ def fill(bench: Bench) -> None:
     for number in range(12):
         bench.learn(
             Document(id=f"d{number}", text=f"The code of vault {number} is Alpha{number}.",
-                     title=f"Vault {number}", metadata={"n": number}, published_at=1e9 + number)
+                     title=f"Vault {number}", metadata={"n": number}, published_at=1e9)
         )  # fmt: skip
     bench.learn("The code of vault 7 is Omega.", namespace="tenant")
     outcome(bench.engine.remove(["d3"]))
