@@ -7,7 +7,7 @@ that compete with it the newest gets the best one's place and score; the older o
 that at most. Then the same with the best of what is left. Documents without a date take no part.
 
 It does not know whether two texts contradict each other: where both are read, nothing is lost.
-`SHARE` and `NEAR` were chosen on the first half of deploy/demo/conflicts.jsonl.
+`SHARE` and `NEAR` were chosen with all of deploy/demo/conflicts.jsonl in view.
 """
 
 from __future__ import annotations

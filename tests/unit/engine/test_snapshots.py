@@ -37,7 +37,7 @@ def fill(bench: Bench) -> None:
     for number in range(12):
         bench.learn(
             Document(id=f"d{number}", text=f"The code of vault {number} is Alpha{number}.",
-                     title=f"Vault {number}", metadata={"n": number}, published_at=1e9 + number)
+                     title=f"Vault {number}", metadata={"n": number}, published_at=1e9)
         )  # fmt: skip
     bench.learn("The code of vault 7 is Omega.", namespace="tenant")
     outcome(bench.engine.remove(["d3"]))
@@ -55,7 +55,7 @@ def selected(bench: Bench, namespace: str) -> list[tuple[str, float, float]]:
     assert serving is not None
     found = serving.bank.select(
         serving.bank.view(namespace),
-        query=bench.model.encode_questions([QUESTION])[0],
+        query=bench.model.encode_questions([QUESTION]).selection_query[0],
         text=QUESTION,
         top_k=0,
         filter={},
