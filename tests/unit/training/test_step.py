@@ -333,12 +333,13 @@ def test_past_documents_carry_no_gradient_and_the_oldest_leave() -> None:
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("seed", range(4))
 def test_late_interaction_is_told_from_the_hardest_past_document(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, seed: int
 ) -> None:
     # Defect 11: negatives that were easy before teach nothing.
     monkeypatch.setattr(step, "NUM_PAST_RANKED", 1)
-    model, batch, past = tiny_latent_model(), sample(), PastDocuments(8)
+    model, batch, past = tiny_latent_model(), sample(seed=seed), PastDocuments(8)
     training_loss(model, batch, StepConfig(mode="memory"), generator=seeded(), past=past)
     alone = rows(batch, batch.question_document < 1, documents=1)
     framed, late = frame(model, alone), model.aggregation.late
