@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
-from mac_core.config import AggregationConfig
+from mac_core.config import AggregationConfig, ModelConfig
 from mac_core.engine.ranking import rank
 from mac_core.engine.selecting import Selecting
 from mac_core.evaluation.learned import learn_documents
 from mac_core.memory.bank import MemoryBank, Selected
-from mac_core.types import Document, Question
+from mac_core.networks.aggregation import AggregationKeys
+from mac_core.networks.values import QuestionEncoding
+from mac_core.types import Document, Modulation, Question
 from tests.unit.engine.fakes import CONFIG, FakeModel
 
 SCALE = 0.5
@@ -42,21 +47,44 @@ def test_equal_scores_keep_the_first_stages_order() -> None:
     assert [chosen.entry for chosen in ranked] == [chosen.entry for chosen in given]
 
 
-def selected(late_scale: float, question: Question) -> list[Selected]:
+def ranking_config(late_scale: float, **selection: Any) -> ModelConfig:
     aggregation = AggregationConfig(kind="refine", d_modulation=8, d_question=8, d_late=4)
-    config = replace(
+    return replace(
         CONFIG,
         amortization=replace(CONFIG.amortization, kind="latent"),
         prefix=replace(CONFIG.prefix, kind="latent"),
         aggregation=aggregation,
-        selection=replace(CONFIG.selection, late_scale=late_scale),
+        selection=replace(CONFIG.selection, late_scale=late_scale, **selection),
     )
-    model = FakeModel(config=config)
-    bank = MemoryBank(config.selection)
+
+
+def selected_by(model: FakeModel, *questions: Question) -> list[list[Selected]]:
+    bank = MemoryBank(model.config.selection)
     documents = [Document(id=str(place), text=text) for place, text in enumerate(TEXTS)]
     view = learn_documents(model, bank, documents, batch_size=4)
-    (chosen,) = Selecting(model, bank).select([question], [view], now=0.0)
+    return Selecting(model, bank).select(questions, [view] * len(questions), now=0.0)
+
+
+def selected(late_scale: float, question: Question, **selection: Any) -> list[Selected]:
+    (chosen,) = selected_by(FakeModel(config=ranking_config(late_scale, **selection)), question)
     return chosen
+
+
+class Attentive(FakeModel):
+    """Matches a question by what it is, and writes down which keys it matched it with."""
+
+    def __init__(self) -> None:
+        super().__init__(config=ranking_config(100.0))
+        self.made: list[AggregationKeys] = []
+        self.matched: list[AggregationKeys] = []
+
+    def aggregation_keys(self, modulation: Modulation) -> AggregationKeys:
+        self.made.append(super().aggregation_keys(modulation))
+        return self.made[-1]
+
+    def match(self, question: QuestionEncoding, keys: Sequence[AggregationKeys]) -> Tensor:
+        self.matched += keys
+        return question.states.sum() * super().match(question, keys)
 
 
 def test_candidates_are_ranked_again_where_the_bundle_says_so() -> None:
@@ -74,6 +102,27 @@ def test_text_alone_is_chosen_by_bm25_alone() -> None:
     ]
 
 
-def test_the_whole_bank_is_ranked_when_all_of_it_is_asked_for() -> None:
-    question = Question(text="Bergen is", mode="memory", top_k=0)
-    assert {chosen.entry.document_id for chosen in selected(100.0, question)} == {"0", "1", "2"}
+@pytest.mark.parametrize("top_k", [0, 3])
+def test_as_many_as_are_asked_for_are_ranked_whatever_the_candidates(top_k: int) -> None:
+    # Defect 1, in the second stage: documents of the bank that no question ever reaches.
+    question = Question(text="Bergen is", mode="memory", top_k=top_k)
+    ranked = selected(100.0, question, num_candidates=1)
+    assert {chosen.entry.document_id for chosen in ranked} == {"0", "1", "2"}
+
+
+def test_each_question_of_a_batch_is_matched_by_itself() -> None:
+    # Defect 2, in the second stage.
+    questions = [Question(text=text, mode="memory", top_k=0) for text in ("Bergen is", "fish")]
+    together = selected_by(Attentive(), *questions)
+    alone = [selected_by(Attentive(), question)[0] for question in questions]
+    late = [[[chosen.late for chosen in ranked] for ranked in rows] for rows in (together, alone)]
+    assert late[0] == late[1]
+    assert late[0][0] != late[0][1]
+
+
+def test_ranking_matches_keys_that_were_made_when_the_documents_were_learned() -> None:
+    # Defect 6, in the second stage: a document's keys made anew for every question.
+    model = Attentive()
+    selected_by(model, *[Question(text=text, mode="memory", top_k=0) for text in ("Bergen", "a")])
+    assert len(model.made) == len(TEXTS)
+    assert {id(key) for key in model.matched} == {id(key) for key in model.made}

@@ -229,6 +229,9 @@ def test_namespaces_never_meet(bank: MemoryBank, make_record: MakeRecord) -> Non
     before = outcome(ask(bank, one, top_k=0))
     two = bank.apply("two", 1, (), [make_record("a", "canary two cat", namespace="two")])
     assert outcome(ask(bank, one, top_k=0)) == before
+    # Defect 12: each name has its own view, and a name that was never written has none's.
+    assert [bank.view(name) for name in ("one", "two")] == [one, two]
+    assert bank.view("three").entries == ()
     assert [s.entry.text for s in ask(bank, two, text="canary one", top_k=0)] == ["canary two cat"]
     bank.apply("two", 2, ["a"], [])
     assert ids_of(bank.view("one")) == ["a"]

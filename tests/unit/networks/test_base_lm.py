@@ -223,11 +223,12 @@ def test_padding_of_new_tokens_changes_no_real_one(base_lm: BaseLM) -> None:
 
 
 def test_rows_that_are_kept_go_on_as_before(base_lm: BaseLM) -> None:
-    ids, prefix = sample_ids(batch=2), sample_prefix(base_lm)
+    # Defect 4: two rows stay, so that their order matters.
+    ids, prefix = sample_ids(batch=3), sample_prefix(base_lm).rows(torch.tensor([0, 1, 0]))
     whole = logits_of(base_lm, ids, prefix=prefix)
-    context = start(base_lm, batch=2, prefix=prefix)
+    context = start(base_lm, batch=3, prefix=prefix)
     read_prompt(base_lm, context, prompt_of(ids[:, :4]))
-    context.keep(torch.tensor([1]))
+    context.keep(torch.tensor([1, 2]))
     rest = [read_next(base_lm, context, token) for token in ids[1:, 4:].unbind(1)]
     torch.testing.assert_close(base_lm.logits(torch.cat(rest, dim=1)), whole[1:, 4:], **STEPWISE)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
 import pytest
@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 from mac_core.networks.aggregation import AggregationKeys, AggregationNetwork
+from mac_core.networks.attention import OnlineSoftmax, Shard, attend_online
 from mac_core.networks.hierarchy import (
+    aggregate_bank,
     aggregate_flat,
     aggregate_hierarchically,
     group_ranges,
@@ -270,6 +272,24 @@ def test_flat_reads_shards_in_order_and_holds_one_at_a_time() -> None:
     loaded = LazyShards(shard_bank(bank, keys_of(network, bank), max_documents=2))
     aggregate_flat(network, question, loaded)
     assert loaded.reads == [0, 1, 2] * 2 * CONFIG.num_blocks
+
+
+def test_flat_reading_of_a_bank_in_memory_is_by_shards_too(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # Defect 7: scores over no more than a group of documents are ever there at once.
+    network, question, bank = attend_network(), sample_question(1), sample_bank(1, 18)
+    sizes: list[int] = []
+
+    def noted(query: Tensor, shards: Iterable[Shard]) -> OnlineSoftmax:
+        held = list(shards)
+        sizes.extend(shard.bias.shape[1] for shard in held)
+        return attend_online(query, held)
+
+    monkeypatch.setattr("mac_core.networks.hierarchy.attend_online", noted)
+    config = replace(CONFIG, reading="flat", max_group=MAX_GROUP)
+    aggregate_bank(network, question, bank, keys_of(network, bank), config=config)
+    assert sizes == [4, 4, 4, 4, 2] * CONFIG.num_blocks
 
 
 class LazyShards(list[tuple[BankSlice, AggregationKeys]]):

@@ -279,6 +279,18 @@ def test_refining_by_groups_is_refining_the_whole_bank(documents: int, rows: int
 
 
 @torch.no_grad()
+def test_no_more_documents_than_a_group_has_are_read_at_once() -> None:
+    # Defect 7: memory that grows with the bank.
+    network, bank = refining(), numbered(ragged_bank(1, 18))
+    read: list[int] = []
+    network.register_forward_pre_hook(
+        lambda module, inputs: read.append(inputs[1].log_prior.shape[1])
+    )
+    aggregate_hierarchically(network, sample_question(1), bank, NO_KEYS, max_group=4)
+    assert max(read) == 4
+
+
+@torch.no_grad()
 @pytest.mark.parametrize("documents", [3, 5, 18])
 def test_mass_by_groups_is_exact_where_every_slot_is_kept(documents: int) -> None:
     network, question = refining(kept=EVERYTHING), sample_question(2)

@@ -18,7 +18,15 @@ from mac_core.networks.model import AnswerRequest, MacModel
 from mac_core.networks.stack import EncoderStack
 from mac_core.training.data import Batch
 from mac_core.training.past import PastDocuments
-from mac_core.training.step import StepConfig, choose, encode_documents, frame, training_loss
+from mac_core.training.step import (
+    BatchBank,
+    StepConfig,
+    choose,
+    encode_documents,
+    frame,
+    late_scores,
+    training_loss,
+)
 from mac_core.types import Mode
 from tests.builders import (
     tiny_bert_model,
@@ -322,3 +330,24 @@ def test_past_documents_carry_no_gradient_and_the_oldest_leave() -> None:
     assert len(past) == len(keys) == 3
     assert not keys.requires_grad
     assert not past.take(places.tolist())[2].requires_grad
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("seed", range(4))
+def test_late_interaction_is_told_from_the_hardest_past_document(
+    monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
+    # Defect 11: negatives that were easy before teach nothing.
+    monkeypatch.setattr(step, "NUM_PAST_RANKED", 1)
+    model, batch, past = tiny_latent_model(), sample(seed=seed), PastDocuments(8)
+    training_loss(model, batch, StepConfig(mode="memory"), generator=seeded(), past=past)
+    alone = rows(batch, batch.question_document < 1, documents=1)
+    framed, late = frame(model, alone), model.aggregation.late
+    question = model.encode_question_ids(framed.question_ids, framed.question_mask)
+    found = encode_documents(model, framed)
+    bank = BatchBank.of(framed, found, past, paragraphs=alone.paragraph_index)
+    hardest = int((question.selection_query @ bank.keys[1:].mT).amax(0).argmax())
+    _, _, slots, mask = past.take([int(bank.places[hardest])])
+    scores = late_scores(model, question, bank)
+    assert len(bank.places) == 3
+    torch.testing.assert_close(scores[:, 1:], late(question, late.keys(slots.float()), mask))

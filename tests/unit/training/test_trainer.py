@@ -14,7 +14,10 @@ import torch
 
 from mac_core.errors import CheckpointError
 from mac_core.networks.model import MacModel
+from mac_core.training.data import Batch
 from mac_core.training.options import MiniOptions
+from mac_core.training.past import PastDocuments
+from mac_core.training.step import StepConfig, training_loss
 from mac_core.training.trainer import Trainer, draw_step, make_optimizer
 from tests.builders import tiny_bert_model, tiny_latent_model
 from tests.unit.training.samples import encoded
@@ -74,6 +77,39 @@ def test_bank_grows_with_training() -> None:
     # Defect 11 of the reference: a network that never met distractors is asked amid thousands.
     assert drawn_banks(0.39) == {1}
     assert drawn_banks(0.41) == {1, 3}
+
+
+@pytest.fixture
+def steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, list[int]]]:
+    """Of each step of a run, how many past documents it began with and its paragraphs."""
+    seen: list[tuple[int, list[int]]] = []
+
+    def recorded(
+        model: MacModel, batch: Batch, config: StepConfig, *, past: PastDocuments, **named: Any
+    ) -> dict[str, torch.Tensor]:
+        seen.append((len(past), batch.paragraph_index.tolist()))
+        return training_loss(model, batch, config, past=past, **named)
+
+    monkeypatch.setattr("mac_core.training.trainer.training_loss", recorded)
+    model, options = tiny_latent_model(), {"num_paragraphs": 2, "past_documents": 3}
+    list(trainer_in(tmp_path, model=model, **options).run())
+    return seen
+
+
+def test_bank_of_a_step_holds_what_earlier_steps_encoded(
+    steps: list[tuple[int, list[int]]],
+) -> None:
+    # Defect 11, its second part: without the queue a bank is never larger than a batch.
+    sizes = [size for size, _ in steps]
+    assert sizes[0] == 0
+    assert max(sizes) == 3
+    assert sizes == sorted(sizes)
+
+
+def test_batches_are_of_neighbours(steps: list[tuple[int, list[int]]]) -> None:
+    # Defect 11, its third part: distractors that nobody would take for the right document.
+    assert len(steps) == STEPS
+    assert all(second in NEIGHBOURS[first] for _, (first, second) in steps)
 
 
 def test_budget_is_spent_and_no_more(tmp_path: Path) -> None:
