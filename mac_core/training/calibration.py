@@ -28,6 +28,7 @@ from mac_core.training.confidence import ConfidenceQuality, calibrate_confidence
 from mac_core.training.held_out import HeldOut
 
 TOP_KS = (1, 2, 4, 8)
+SLACK = 1.0  # points of F1: the standard error of a difference at a few hundred questions
 PULL = 1e-3
 BATCH_SIZE = 64
 ScaleName = Literal["dense_scale", "bm25_scale", "late_scale"]
@@ -88,7 +89,7 @@ def calibrate(model: MacModel, held_out: HeldOut, *, num_questions: int, seed: i
     by_k: dict[int, float] = {}
     for top_k in TOP_KS:
         by_k[top_k] = reader.f1("memory", scored, replace(selection, top_k=top_k))
-    best = max(by_k, key=lambda k: (by_k[k], -k))
+    best = fewest(by_k)
     selection = replace(selection, top_k=best)
     modes: tuple[EvaluationMode, ...] = ("none", "text", "hybrid", "oracle")
     by_mode: dict[str, float] = {mode: reader.f1(mode, scored, selection) for mode in modes}
@@ -109,6 +110,12 @@ def calibrate(model: MacModel, held_out: HeldOut, *, num_questions: int, seed: i
         num_documents=len(held_out.documents),
         num_questions=len(scored),
     )
+
+
+def fewest(f1_by_top_k: Mapping[int, float]) -> int:
+    """The least `top_k` that is within `SLACK` of the best: every document read costs time."""
+    enough = max(f1_by_top_k.values()) - SLACK
+    return min(top_k for top_k, f1 in f1_by_top_k.items() if f1 >= enough)
 
 
 def scores_of(

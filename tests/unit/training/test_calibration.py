@@ -12,11 +12,29 @@ from mac_core.config import ConfidenceConfig
 from mac_core.evaluation.learned import learn_documents
 from mac_core.memory.bank import MemoryBank
 from mac_core.networks.model import MacModel
-from mac_core.training.calibration import TOP_KS, ScaleName, calibrate, fit_scales, scores_of
+from mac_core.training.calibration import (
+    TOP_KS,
+    ScaleName,
+    calibrate,
+    fewest,
+    fit_scales,
+    scores_of,
+)
 from mac_core.training.held_out import HeldOut
 from tests.builders import tiny_bert_model, tiny_latent_model
 from tests.unit.networks.model_samples import never_ending
 from tests.unit.training.samples import FACTS, paragraphs
+
+
+@pytest.mark.parametrize(
+    ("f1", "top_k"),
+    [({1: 35.0, 2: 35.9, 4: 36.0}, 1), ({1: 34.9, 2: 35.0, 4: 36.0}, 2), ({1: 30.0, 2: 29.9}, 1)],
+)
+def test_no_more_documents_are_read_than_a_point_of_f1_is_worth(
+    f1: dict[int, float], top_k: int
+) -> None:
+    assert fewest(f1) == top_k
+
 
 SCALES: dict[ScaleName, float] = {"dense_scale": 12.0, "bm25_scale": 0.8, "late_scale": 1.5}
 
@@ -90,8 +108,9 @@ def test_chosen_settings_are_the_best_measured_and_the_models_own_from_then_on()
     model = never_ending(tiny_bert_model())  # an untrained one answers nothing
     calibration = calibrate(model, HeldOut.of(paragraphs()), num_questions=4, seed=0)
     assert tuple(calibration.f1_by_top_k) == TOP_KS
-    best = calibration.f1_by_top_k[calibration.selection.top_k]
-    assert best == max(calibration.f1_by_top_k.values()) == calibration.f1_by_mode["memory"]
+    assert calibration.selection.top_k == fewest(calibration.f1_by_top_k)
+    found = calibration.f1_by_top_k[calibration.selection.top_k]
+    assert found == calibration.f1_by_mode["memory"]
     assert calibration.f1_by_mode.keys() == {"memory", "none", "text", "hybrid", "oracle"}
     assert model.config.selection == calibration.selection
     assert model.config.confidence == calibration.confidence != ConfidenceConfig()
