@@ -26,6 +26,7 @@ from mac_core.networks.values import BankSlice, QuestionEncoding, TargetModulati
 
 MAX_PARTS = 4  # pairs of like length are read together: less padding
 MIN_PART = 8
+MATCHED_AT_ONCE = 256  # documents; late interaction with a whole bank takes bounded memory
 LENGTH_ROUND = 16  # a matrix product of a shape never seen costs its kernel's set-up again
 
 
@@ -64,6 +65,9 @@ class RefineAggregation(AggregationNetwork):
         """Late-interaction scores, `(documents,)`."""
         if self.late is None:
             return super().match(question, keys)
+        if len(keys) > MATCHED_AT_ONCE:
+            parts = range(0, len(keys), MATCHED_AT_ONCE)
+            return torch.cat([self.match(question, keys[p : p + MATCHED_AT_ONCE]) for p in parts])
         packed = [key.tensors[0] for key in keys]  # by document (virtual_tokens, d_late)
         lengths = torch.tensor([len(tensor) for tensor in packed])
         mask = torch.arange(int(lengths.max())) < lengths[:, None]
@@ -82,19 +86,26 @@ class RefineAggregation(AggregationNetwork):
             scores = bank.log_bias.expand(batch, -1, -1).float()
         else:
             mask = mask & (bank.log_prior > -torch.inf)[..., None]
-            slots = self._refine(question, bank.slots.expand(batch, -1, -1, -1), mask)
+            slots = self._refine(question, bank.slots, mask)
             scores = self.evidence(slots).squeeze(-1).float() + bank.log_prior[:, :, None]
         scores = scores.masked_fill(~mask, -torch.inf)  # (batch, documents, virtual_tokens)
         return keep_best(slots, scores, origin=bank.origin, count=self.num_virtual_tokens)
 
     def _refine(self, question: QuestionEncoding, slots: Tensor, mask: Tensor) -> Tensor:
-        """`(batch, documents, virtual_tokens, d_modulation)` with the question in sight."""
-        batch, documents, virtual_tokens, width = slots.shape
+        """`(batch, documents, virtual_tokens, d_modulation)` with the question in sight.
+
+        Args:
+            slots: `(batch | 1, documents, virtual_tokens, d_modulation)`; a shared bank is not
+                copied for each question.
+            mask: `(batch, documents, virtual_tokens)`.
+        """
+        _, documents, virtual_tokens, width = slots.shape
+        batch = len(mask)
         flat_mask = mask.flatten(0, 1)  # (batch * documents, virtual_tokens)
         lengths = flat_mask.sum(1)
         order = lengths.argsort()
         order = order[lengths[order] > 0]
-        flat = slots.flatten(0, 1)
+        flat = slots.flatten(0, 1)  # ((batch | 1) * documents, virtual_tokens, d_modulation)
         refined = flat.new_zeros(batch * documents, virtual_tokens, width)
         parts = max(1, min(MAX_PARTS, len(order) // MIN_PART))
         states = question.states + self.side[0]
@@ -102,7 +113,9 @@ class RefineAggregation(AggregationNetwork):
             longest = int(lengths[pairs[-1]])
             longest = min(-(-longest // LENGTH_ROUND) * LENGTH_ROUND, virtual_tokens)
             rows = pairs // documents
-            both = torch.cat([states[rows], flat[pairs, :longest] + self.side[1]], dim=1)
+            both = torch.cat(
+                [states[rows], flat[pairs % len(flat), :longest] + self.side[1]], dim=1
+            )
             real = torch.cat([question.mask[rows], flat_mask[pairs, :longest]], dim=1)
             read = self.stack(both, real)[:, states.shape[1] :]  # (pairs, longest, d_modulation)
             refined = refined.to(read.dtype)

@@ -40,6 +40,16 @@ def test_a_perfect_reader_retains_everything(reader: Any, task: Retention) -> No
     assert result.num_questions == 2
 
 
+def test_an_answer_that_only_begins_right_is_wrong(reader: Any, task: Retention) -> None:
+    # Defect 5: a prefix counted as an exact match. The reader answers "ulm" and "oslo".
+    cut = tuple(replace(q, references=(q.references[0][:2],)) for q in task.questions)
+    assert [mean for _, mean in curve(run(reader, replace(task, questions=cut)), "memory")] == [
+        0.0,
+        0.0,
+        0.0,
+    ]
+
+
 def test_modes_stand_one_after_the_other(reader: Any, task: Retention) -> None:
     assert [s.mode for s in run(reader, task).sizes] == ["memory"] * 3 + ["none"] * 3
 

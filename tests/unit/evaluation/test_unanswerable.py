@@ -49,6 +49,14 @@ def test_withholding_is_right_exactly_where_there_is_no_answer() -> None:
     assert found.squad2_f1.mean == pytest.approx((1 + 2 / 3 + 0 + 0 + 1) / 5)
 
 
+def test_an_answer_that_only_begins_right_is_wrong() -> None:
+    # Defect 5: a prefix counted as an exact match.
+    found = at_threshold(asked(("10",)), said(("1000", 0.9)), min_confidence=0.0)
+    assert found.squad2_em.mean == 0.0
+    assert found.precision is not None
+    assert found.precision.mean == 0.0
+
+
 def test_answering_everything_scores_no_unanswerable_question() -> None:
     found = at_threshold(QUESTIONS, SAID, min_confidence=0.0)
     assert (found.coverage.mean, found.squad2_em.mean) == (1.0, 0.4)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+import mac_core.networks.refine as refine
 from mac_core.networks.aggregation import AggregationKeys
 from mac_core.networks.late import BEGIN_WEIGHT, LateInteraction, pack_unit, unpack_unit
 from mac_core.networks.values import QuestionEncoding
@@ -108,6 +109,17 @@ def test_match_of_a_document_does_not_depend_on_those_beside_it() -> None:
     asked = model.encode_questions(list(QUESTIONS)).row(0)
     alone = torch.cat([model.match(asked, [key]) for key in keys])
     torch.testing.assert_close(model.match(asked, keys), alone, **TOLERANCE)
+
+
+@torch.no_grad()
+def test_a_whole_bank_is_matched_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_latent_model()
+    texts = [f"{DAM} {number} {ELBE * (number % 3)}" for number in range(7)]
+    keys = [model.aggregation_keys(model.amortize([text[:200]])[0]) for text in texts]
+    asked = model.encode_questions(list(QUESTIONS)).row(1)
+    whole = model.match(asked, keys)
+    monkeypatch.setattr(refine, "MATCHED_AT_ONCE", 3)
+    torch.testing.assert_close(model.match(asked, keys), whole, **TOLERANCE)
 
 
 def test_an_aggregation_without_late_interaction_says_so() -> None:
