@@ -16,7 +16,10 @@ INFO = (
     "expires_at, version, metadata"
 )
 # Not a column: tables of an older version have none. A header that is harmed says nothing here.
-PINNED = "json_valid(header) AND COALESCE(json_extract(header, '$.document.pinned'), 0)"
+PINNED = (  # of a header that is damaged: not
+    "CASE WHEN typeof(header) = 'text' AND json_valid(header) "
+    "THEN COALESCE(json_extract(header, '$.document.pinned'), 0) ELSE 0 END"
+)
 RECORD = "position, id, version, created_at, header, payload"
 INSERT = """
 INSERT INTO documents (namespace, id, title, metadata, published_at, expires_at, created_at,

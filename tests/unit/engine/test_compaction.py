@@ -18,6 +18,7 @@ from mac_core.engine import Engine, compaction
 from mac_core.engine.compaction import CompactionReport, compact
 from mac_core.engine.mirror import Mirror
 from mac_core.engine.offline import amortize_chunks, cut_document
+from mac_core.engine.ports import SilentObserver
 from mac_core.engine.reindex import reindex
 from mac_core.errors import CorruptRecord, DocumentNotFound, InvalidInput
 from mac_core.memory.bank import BankView, MemoryBank
@@ -117,7 +118,7 @@ def documents(store: Store) -> list[DocumentRecord]:
 
 def mirrored(store: Store, model: FakeModel) -> BankView:
     bank = MemoryBank(SelectionConfig(d_key=D_KEY))
-    Mirror(model=model, store=store, bank=bank).load()
+    Mirror(model=model, store=store, bank=bank, observer=SilentObserver()).load()
     return bank.view("default")
 
 

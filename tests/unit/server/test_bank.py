@@ -98,7 +98,7 @@ def test_spans_after_compaction_are_where_the_answer_stands(
 def test_reindex_makes_a_compacted_bank_whole(serve: Any, mac: Any) -> None:
     before = serve()
     mac("compact", "--method", "codebook", "--target", "64")
-    assert mac("reindex", "--bits", "32").stdout == "2 documents re-indexed\n"
+    assert mac("reindex", "--all", "--bits", "32").stdout == "2 documents re-indexed\n"
     assert serve().text == before.text
     assert "2 of 2" in mac("compact", "--method", "bits", "--target", "4").stdout
 
