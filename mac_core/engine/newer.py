@@ -2,7 +2,8 @@
 
 The rule. Take the chunks from the best down. A chunk competes with a better one when they are of
 different documents with known and different dates of publication, their selection keys have a
-cosine of `NEAR` or more, and its score is at least `SHARE` of the better one's. Of the best and all
+cosine of `NEAR` or more, and its score by cosine and BM25 is at least `SHARE` of the better one's
+(late interaction hardly tells two texts in one mould apart). Of the best and all
 that compete with it the newest gets the best one's place and score; the older ones keep `SHARE` of
 that at most. Then the same with the best of what is left. Documents without a date take no part.
 
@@ -21,7 +22,7 @@ import torch
 from mac_core.memory.bank import Selected
 
 NEAR = 0.7  # cosine of selection keys
-SHARE = 0.85  # of the better one's score
+SHARE = 0.85  # of the better one's score by cosine and BM25
 RIVALS = 8  # chosen beyond `top_k`, so that the newer one need not be among the best already
 LOOKED_AT = 64  # of the best; a whole bank is not compared with itself
 
@@ -84,7 +85,7 @@ def _competes(selected: Sequence[Selected], best: int, other: int) -> bool:
     return (
         left.entry.document_id != right.entry.document_id
         and left.entry.published_at != right.entry.published_at
-        and right.score >= SHARE * left.score > 0
+        and right.first_score >= SHARE * left.first_score > 0
     )
 
 

@@ -27,7 +27,13 @@ def rank(candidates: Sequence[Selected], late: Tensor, *, late_scale: float) -> 
     order = scores.sort(descending=True, stable=True).indices
     priors = scores[order].log_softmax(dim=0).tolist()
     return [
-        replace(candidates[place], score=score, log_prior=prior, late=match)
+        replace(
+            candidates[place],
+            score=score,
+            log_prior=prior,
+            late=match,
+            first=candidates[place].score,
+        )
         for place, score, prior, match in zip(
             order.tolist(), scores[order].tolist(), priors, late[order].tolist(), strict=True
         )

@@ -46,6 +46,12 @@ class Selected:
     log_prior: float  # log-softmax of the scores of all that were chosen with it
     cosine: float  # of question and chunk; 0 in mode bm25, which reads no query
     late: float = 0.0  # late interaction of question and chunk; 0 where it was not asked for
+    first: float | None = None  # score before late interaction was added; None: it was not
+
+    @property
+    def first_score(self) -> float:
+        """Of the first stage, by cosine and BM25 alone."""
+        return self.score if self.first is None else self.first
 
 
 class MemoryBank:

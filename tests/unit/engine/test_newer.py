@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -126,3 +128,10 @@ def test_as_of_a_date_the_newest_of_then_answers(bench: Bench, as_of: float, exp
 def test_before_the_first_there_is_nothing(bench: Bench) -> None:
     learn_versions(bench)
     assert bench.ask(QUESTION, as_of=OLD - 1).sources == ()
+
+
+def test_rivals_are_told_by_the_first_stage_where_a_second_has_ranked() -> None:
+    best = replace(chosen("best", 40.0, OLD), first=10.0)
+    rival = replace(chosen("rival", 35.0, MID), first=9.0)
+    stranger = replace(chosen("stranger", 39.0, NEW), first=5.0)
+    assert order(best, stranger, rival, top_k=1) == ["rival"]
