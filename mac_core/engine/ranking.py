@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from mac_core.engine.ports import AnsweringModel
-from mac_core.memory.bank import Selected
+from mac_core.memory.bank import BankEntry, Selected
+from mac_core.networks.aggregation import AggregationKeys
 from mac_core.networks.values import QuestionEncoding
 
 
@@ -44,8 +45,9 @@ def late_scores(
     model: AnsweringModel, question: QuestionEncoding, candidates: Sequence[Selected]
 ) -> Tensor:
     """Late interaction of one question with each candidate: `(candidates,)`."""
-    keys = [
-        chosen.entry.aggregation_keys or model.aggregation_keys(chosen.entry.stored.unpack())
-        for chosen in candidates
-    ]
-    return model.match(question, keys)
+    return model.match(question, [keys_of(model, chosen.entry) for chosen in candidates])
+
+
+def keys_of(model: AnsweringModel, entry: BankEntry) -> AggregationKeys:
+    """Those made when the chunk was learned; made here only where it has none."""
+    return entry.aggregation_keys or model.aggregation_keys(entry.stored.unpack())

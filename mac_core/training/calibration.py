@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mac_core.config import ConfidenceConfig, SelectionConfig
+from mac_core.engine.ranking import keys_of
 from mac_core.evaluation.answer_log import AnswerLog
 from mac_core.evaluation.dataset import SquadQuestion
 from mac_core.evaluation.learned import learn_documents
@@ -134,10 +135,7 @@ def scores_of(
         for row, score in index.search(question.text):
             bm25[number, row] = score
     queries, late = list[Tensor](), list[Tensor]()
-    keys = [
-        entry.aggregation_keys or model.aggregation_keys(entry.stored.unpack())
-        for entry in view.entries
-    ]
+    keys = [keys_of(model, entry) for entry in view.entries]
     for first in range(0, len(questions), BATCH_SIZE):
         batch = questions[first : first + BATCH_SIZE]
         encoded = model.encode_questions([question.text for question in batch])
