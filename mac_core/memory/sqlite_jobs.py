@@ -8,12 +8,12 @@ from __future__ import annotations
 import sqlite3
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from threading import RLock
 from typing import Any, Literal
 
-from mac_core.errors import InvalidInput, JobFinished, JobNotFound, Overloaded, StoreError
+from mac_core.errors import JobFinished, JobNotFound, Overloaded, StoreError
 from mac_core.memory.cursors import decode_cursor, encode_cursor
 from mac_core.memory.jobs import (
     ENDED,
@@ -26,6 +26,7 @@ from mac_core.memory.jobs import (
     encode_documents,
     encode_results,
 )
+from mac_core.memory.sqlite_writing import transaction, translating
 from mac_core.types import Document, Job, JobPage, JobResult, JobState
 
 DATABASE = "jobs.sqlite3"
@@ -278,24 +279,11 @@ class SqliteJobStore:
     @contextmanager
     def _writing(self) -> Iterator[None]:
         """One transaction of one thread: committed and synced at the end, or rolled back whole."""
-        with self._translating("be written"), self._lock:
-            self._connection.execute("BEGIN IMMEDIATE")
-            try:
-                yield
-                self._connection.execute("COMMIT")
-            except BaseException:
-                if self._connection.in_transaction:
-                    self._connection.execute("ROLLBACK")
-                raise
-
-    @contextmanager
-    def _translating(self, outcome: str) -> Iterator[None]:
-        try:
+        with self._translating("be written"), self._lock, transaction(self._connection):
             yield
-        except (sqlite3.Error, OSError) as error:
-            raise StoreError(f"the jobs in {self._path} could not {outcome}: {error}") from error
-        except UnicodeEncodeError as error:
-            raise InvalidInput(f"text is not valid Unicode: {error}") from error
+
+    def _translating(self, outcome: str) -> AbstractContextManager[None]:
+        return translating(f"the jobs in {self._path} could not {outcome}")
 
 
 def _job_of(row: Sequence[Any]) -> Job:

@@ -5,9 +5,8 @@ Durable before return: `synchronous=FULL` syncs the log at every commit.
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +29,7 @@ from mac_core.memory.sqlite_rows import (
     row_of,
 )
 from mac_core.memory.sqlite_schema import open_database
+from mac_core.memory.sqlite_writing import transaction, translating
 from mac_core.memory.store import DocumentStamp
 from mac_core.types import DocumentInfo, DocumentPage, Fingerprint, MetadataValue, NamespaceInfo
 
@@ -265,21 +265,8 @@ class SqliteStore:
     @contextmanager
     def _writing(self) -> Iterator[None]:
         """One transaction: committed and synced at the end, or rolled back whole."""
-        with self._translating("be written"):
-            self._connection.execute("BEGIN IMMEDIATE")
-            try:
-                yield
-                self._connection.execute("COMMIT")
-            except BaseException:
-                if self._connection.in_transaction:
-                    self._connection.execute("ROLLBACK")
-                raise
-
-    @contextmanager
-    def _translating(self, outcome: str) -> Iterator[None]:
-        try:
+        with self._translating("be written"), transaction(self._connection):
             yield
-        except (sqlite3.Error, OSError) as error:
-            raise StoreError(f"the store {self._path} could not {outcome}: {error}") from error
-        except UnicodeEncodeError as error:
-            raise InvalidInput(f"text is not valid Unicode: {error}") from error
+
+    def _translating(self, outcome: str) -> AbstractContextManager[None]:
+        return translating(f"the store {self._path} could not {outcome}")
