@@ -77,7 +77,7 @@ def features_of(
     the attention mass do: a bank of one document would be sure of it whatever is asked.
     """
     logs = [log(max(p, MIN_PROBABILITY)) for p in _probabilities(generated)]
-    best = selected[0] if selected and what_was_read(request) != "none" else None
+    best = _best(request, selected, generated)
     literal = [source for source in sources if source.span is not None]
     return {
         "mean_log_probability": sum(logs) / len(logs),
@@ -98,6 +98,16 @@ def probability(weights: ConfidenceWeights, features: dict[AnswerFeature, float]
     for name, value in features.items():
         logit += weights.weights.get(name, 0.0) * value
     return 1.0 / (1.0 + exp(-max(-MAX_LOGIT, min(MAX_LOGIT, logit))))
+
+
+def _best(
+    request: AnswerRequest, selected: Sequence[Selected], generated: Generated
+) -> Selected | None:
+    """The chunk that the answer rests on most; None: nothing was read."""
+    if not selected or what_was_read(request) == "none":
+        return None
+    masses = generated.document_mass
+    return selected[max(range(len(masses)), key=masses.__getitem__)] if masses else selected[0]
 
 
 def _probabilities(generated: Generated) -> tuple[float, ...]:

@@ -102,13 +102,15 @@ class Selecting:
         for chosen in read:
             if chosen.entry not in unpacked:
                 unpacked[chosen.entry] = chosen.entry.stored.unpack()
-        texts = selected[: self._config.text_top_k] if question.mode in ("text", "hybrid") else ()
+        num_texts = self._config.text_top_k
+        texts = {"text": selected[:num_texts], "hybrid": selected}.get(question.mode, ())
         return AnswerRequest(
             question=question.text,
             modulations=tuple(unpacked[chosen.entry] for chosen in read),
             aggregation_keys=tuple(chosen.entry.aggregation_keys for chosen in read),
             log_prior=tuple(chosen.log_prior for chosen in read),
             texts=tuple(chosen.entry.text for chosen in texts),
+            num_texts=num_texts,
             max_new_tokens=question.max_new_tokens,
             temperature=question.temperature,
             seed=question.seed,

@@ -42,18 +42,20 @@ Observe = Callable[[str, float], None]
 class AnswerRequest:
     """One question with the documents chosen for it, best first.
 
-    `texts` belong to the first `len(texts)` of `modulations` where there are any.
+    `texts` belong to the first `len(texts)` of `modulations` where there are any; aggregation then
+    decides which of them enter the prompt, those of the documents with the most mass.
 
     Raises:
         ValueError: `log_prior`, or `aggregation_keys` where given, are not parallel to
-            `modulations`.
+            `modulations`; or no text may enter the prompt.
     """
 
     question: str
     modulations: tuple[Modulation, ...] = ()  # empty: no prefix
     aggregation_keys: tuple[AggregationKeys | None, ...] = ()  # cached at ingest; None: made here
     log_prior: tuple[float, ...] = ()  # log-probability of each document given the question
-    texts: tuple[str, ...] = ()  # document texts in the prompt
+    texts: tuple[str, ...] = ()  # document texts for the prompt
+    num_texts: int | None = None  # at most as many enter it; None: as many as fit
     max_new_tokens: int = 32
     temperature: float = 0.0
     seed: int | None = None
@@ -63,6 +65,19 @@ class AnswerRequest:
             found, wanted = len(getattr(self, name)), len(self.modulations)
             if found != wanted and (found or name == "log_prior"):
                 raise ValueError(f"{wanted} modulations, {found} {name}")
+        if self.num_texts is not None and self.num_texts < 1:
+            raise ValueError(f"num_texts={self.num_texts} is below 1")
+
+    def shown(self, mass: Sequence[float]) -> list[int]:
+        """Which of `texts` enter the prompt, the most telling first.
+
+        Args:
+            mass: by modulation; empty where there are none.
+        """
+        places = list(range(len(self.texts)))
+        if self.modulations:
+            places.sort(key=lambda place: -mass[place])  # stable: equal ones keep their order
+        return places[: self.num_texts]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -230,10 +245,12 @@ class MacModel(nn.Module):
         target = self._aggregate(requests, *question)
         prefix = None if target is None else self._prefix(requests, target)
         clock.lap("aggregate")
-        prompt = self._prompt(requests, question)
+        masses = [()] * len(requests) if target is None else target.document_mass.float().tolist()
+        shown = [request.shown(mass) for request, mass in zip(requests, masses, strict=True)]
+        prompt = self._prompt(requests, question, shown)
         context = start(self.base_lm, batch=len(requests), prefix=prefix)
         hidden = read_prompt(self.base_lm, context, prompt)
-        memory = self._memory(requests, target, prompt, hidden)
+        memory = self._memory(requests, target, prompt, hidden, shown)
         last = prompt.lengths - 1  # (batch,)
         every = torch.arange(len(requests), device=last.device)
         clock.lap("prefill")
@@ -256,7 +273,6 @@ class MacModel(nn.Module):
             should_stop=should_stop,
         )
         clock.lap("decode")
-        masses = [()] * len(rows) if target is None else target.document_mass.float().tolist()
         num_prompt = prompt.lengths.tolist()
         return [
             Generated(
@@ -307,10 +323,15 @@ class MacModel(nn.Module):
             prefix = prefix.masked(torch.tensor(empty, device=self.device)[:, None])
         return prefix
 
-    def _prompt(self, requests: Sequence[AnswerRequest], question: Ids) -> Prompt:
+    def _prompt(
+        self, requests: Sequence[AnswerRequest], question: Ids, shown: Sequence[Sequence[int]]
+    ) -> Prompt:
         text: Ids | None = None
-        if any(request.texts for request in requests):
-            rows = [self._prompt_text(request.texts) for request in requests]
+        if any(shown):
+            rows = [
+                self._prompt_text([request.texts[place] for place in places])
+                for request, places in zip(requests, shown, strict=True)
+            ]
             text = pad_rows(rows, pad_id=self.layout.pad_id, device=self.device)
         return make_prompt(
             question,
@@ -335,6 +356,7 @@ class MacModel(nn.Module):
         target: TargetModulation | None,
         prompt: Prompt,
         hidden: Tensor,
+        shown: Sequence[Sequence[int]],
     ) -> PointerMemory | None:
         """What the batch may copy: of the documents, and of the prompt's text."""
         if self.pointer is None:
@@ -351,18 +373,23 @@ class MacModel(nn.Module):
             memory = None if target is None else slot_memory(self, target)
         if not prompt.has_text:
             return memory
-        copied = text_memory(self, prompt, hidden)
+        first = torch.tensor([places[0] if places else 0 for places in shown], device=self.device)
+        copied = text_memory(self, prompt, hidden, document=first)
         return copied if memory is None else memory.beside(copied)
 
     def _num_prefix_tokens(self, prefix: Prefix | None, row: int) -> int:
         return 0 if prefix is None else int((~torch.isneginf(prefix.log_bias[row])).sum())
 
 
-def text_memory(model: MacModel, prompt: Prompt, hidden: Tensor) -> PointerMemory:
-    """Pointer keys of the prompt's document text, which is the row's first document's.
+def text_memory(
+    model: MacModel, prompt: Prompt, hidden: Tensor, *, document: Tensor | None = None
+) -> PointerMemory:
+    """Pointer keys of the prompt's document text.
 
     Args:
         hidden: `(batch, tokens, d_model)`, at least as long as the prompt.
+        document: `(batch,)`, place in its row of the document whose text stands there, of several
+            the first; None: the first of all.
     """
     if model.pointer is None:
         raise ValueError("this bundle has no pointer head")
@@ -376,7 +403,7 @@ def text_memory(model: MacModel, prompt: Prompt, hidden: Tensor) -> PointerMemor
         keys=model.pointer.text_keys(hidden[:, : own.shape[1]], shifted(own), own),
         token_ids=prompt.ids,
         log_prior=prior.masked_fill(blank, -torch.inf),
-        document=torch.zeros_like(prompt.ids),
+        document=torch.zeros_like(prompt.ids) + (0 if document is None else document[:, None]),
     )
 
 

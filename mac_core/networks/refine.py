@@ -11,6 +11,7 @@ into a part that does not see the question and one that does is DeFormer's (arXi
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -30,6 +31,15 @@ MATCHED_AT_ONCE = 256  # documents; late interaction with a whole bank takes bou
 LENGTH_ROUND = 16  # a matrix product of a shape never seen costs its kernel's set-up again
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reading:
+    """Documents as they are read with a question in sight; scores in nats."""
+
+    slots: Tensor  # (batch, documents, virtual_tokens, d_modulation)
+    evidence: Tensor  # (batch, documents, virtual_tokens): that the answer stands here
+    relevance: Tensor  # (batch, documents); 0 without a head for it, as for one without slots
+
+
 class RefineAggregation(AggregationNetwork):
     """Upper layers of the encoder over `[question; slots]`, one document at a time."""
 
@@ -47,6 +57,11 @@ class RefineAggregation(AggregationNetwork):
         self.evidence = nn.Linear(config.d_modulation, 1)
         nn.init.normal_(self.evidence.weight, std=0.02)
         nn.init.zeros_(self.evidence.bias)
+        self.relevance: nn.Linear | None = None
+        if config.has_relevance:  # of a document to the question, as the question's first state
+            self.relevance = nn.Linear(config.d_modulation, 1)
+            nn.init.zeros_(self.relevance.weight)
+            nn.init.zeros_(self.relevance.bias)
         self.late: LateInteraction | None = None
         if config.d_late:
             self.late = LateInteraction(
@@ -68,11 +83,7 @@ class RefineAggregation(AggregationNetwork):
         if len(keys) > MATCHED_AT_ONCE:
             parts = range(0, len(keys), MATCHED_AT_ONCE)
             return torch.cat([self.match(question, keys[p : p + MATCHED_AT_ONCE]) for p in parts])
-        packed = [key.tensors[0] for key in keys]  # by document (virtual_tokens, d_late)
-        lengths = torch.tensor([len(tensor) for tensor in packed])
-        mask = torch.arange(int(lengths.max())) < lengths[:, None]
-        stacked = unpack_unit(pad_sequence(packed, batch_first=True))
-        scores: Tensor = self.late(question, stacked, mask.to(stacked.device))
+        scores: Tensor = self.late(question, *stack_late_keys(keys))
         return scores[0]
 
     def forward(
@@ -86,13 +97,14 @@ class RefineAggregation(AggregationNetwork):
             scores = bank.log_bias.expand(batch, -1, -1).float()
         else:
             mask = mask & (bank.log_prior > -torch.inf)[..., None]
-            slots = self._refine(question, bank.slots, mask)
-            scores = self.evidence(slots).squeeze(-1).float() + bank.log_prior[:, :, None]
+            read = self.read(question, bank.slots, mask)
+            slots = read.slots
+            scores = read.evidence + (read.relevance + bank.log_prior)[:, :, None]
         scores = scores.masked_fill(~mask, -torch.inf)  # (batch, documents, virtual_tokens)
         return keep_best(slots, scores, origin=bank.origin, count=self.num_virtual_tokens)
 
-    def _refine(self, question: QuestionEncoding, slots: Tensor, mask: Tensor) -> Tensor:
-        """`(batch, documents, virtual_tokens, d_modulation)` with the question in sight.
+    def read(self, question: QuestionEncoding, slots: Tensor, mask: Tensor) -> Reading:
+        """Read each document with the question in sight.
 
         Args:
             slots: `(batch | 1, documents, virtual_tokens, d_modulation)`; a shared bank is not
@@ -107,6 +119,7 @@ class RefineAggregation(AggregationNetwork):
         order = order[lengths[order] > 0]
         flat = slots.flatten(0, 1)  # ((batch | 1) * documents, virtual_tokens, d_modulation)
         refined = flat.new_zeros(batch * documents, virtual_tokens, width)
+        relevance = torch.zeros(batch * documents, device=flat.device)
         parts = max(1, min(MAX_PARTS, len(order) // MIN_PART))
         states = question.states + self.side[0]
         for pairs in order.chunk(parts) if len(order) else ():
@@ -117,9 +130,27 @@ class RefineAggregation(AggregationNetwork):
                 [states[rows], flat[pairs % len(flat), :longest] + self.side[1]], dim=1
             )
             real = torch.cat([question.mask[rows], flat_mask[pairs, :longest]], dim=1)
-            read = self.stack(both, real)[:, states.shape[1] :]  # (pairs, longest, d_modulation)
+            read = self.stack(both, real)  # (pairs, question_tokens + longest, d_modulation)
             refined = refined.to(read.dtype)
             refined = refined.index_put(
-                (pairs[:, None], torch.arange(longest, device=pairs.device)), read
+                (pairs[:, None], torch.arange(longest, device=pairs.device)),
+                read[:, states.shape[1] :],
             )
-        return refined.reshape(batch, documents, virtual_tokens, width)
+            if self.relevance is not None:
+                found = self.relevance(read[:, 0]).squeeze(-1).float()
+                relevance = relevance.index_put((pairs,), found)
+        refined = refined.reshape(batch, documents, virtual_tokens, width)
+        return Reading(
+            slots=refined,
+            evidence=self.evidence(refined).squeeze(-1).float(),
+            relevance=relevance.reshape(batch, documents),
+        )
+
+
+def stack_late_keys(keys: Sequence[AggregationKeys]) -> tuple[Tensor, Tensor]:
+    """Late-interaction keys as `(documents, virtual_tokens, d_late)`, float32, and their mask."""
+    packed = [key.tensors[0] for key in keys]  # by document (virtual_tokens, d_late)
+    lengths = torch.tensor([len(tensor) for tensor in packed])
+    mask = torch.arange(int(lengths.max())) < lengths[:, None]
+    stacked = unpack_unit(pad_sequence(packed, batch_first=True))
+    return stacked, mask.to(stacked.device)

@@ -14,9 +14,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
 
 from mac_core.config import ConfidenceConfig, SelectionConfig
 from mac_core.engine.ranking import keys_of
+from mac_core.engine.selecting import Selecting
 from mac_core.evaluation.answer_log import AnswerLog
 from mac_core.evaluation.dataset import SquadQuestion
 from mac_core.evaluation.learned import learn_documents
@@ -25,13 +27,15 @@ from mac_core.evaluation.results import score_mode
 from mac_core.memory.bank import BankView, MemoryBank
 from mac_core.memory.index import Bm25Index
 from mac_core.networks.model import MacModel
+from mac_core.networks.refine import RefineAggregation, stack_late_keys
 from mac_core.training.confidence import ConfidenceQuality, calibrate_confidence
 from mac_core.training.held_out import HeldOut
+from mac_core.types import Question
 
 TOP_KS = (1, 2, 4, 8)
 SLACK = 1.0  # points of F1: the standard error of a difference at a few hundred questions
 PULL = 1e-3
-BATCH_SIZE = 64
+BATCH_SIZE = 8  # questions matched with every token of the bank at once
 ScaleName = Literal["dense_scale", "bm25_scale", "late_scale"]
 BEGIN_SCALES: dict[ScaleName, float] = {"dense_scale": 20.0, "bm25_scale": 0.5, "late_scale": 0.5}
 MAX_LOG_SCALE = 7.0  # no score needs a factor of over a thousand
@@ -87,6 +91,7 @@ def calibrate(model: MacModel, held_out: HeldOut, *, num_questions: int, seed: i
     scored = held_out.sample(num_questions, seed=seed + 1)
     scales: Any = fit_scales(scores, right)
     selection = replace(model.config.selection, **scales)
+    selection = weigh_reading(model, bank.with_selection(selection), view, fit, selection)
     by_k: dict[int, float] = {}
     for top_k in TOP_KS:
         by_k[top_k] = reader.f1("memory", scored, replace(selection, top_k=top_k))
@@ -113,6 +118,104 @@ def calibrate(model: MacModel, held_out: HeldOut, *, num_questions: int, seed: i
     )
 
 
+def weigh_reading(
+    model: MacModel,
+    bank: MemoryBank,
+    view: BankView,
+    questions: Sequence[SquadQuestion],
+    selection: SelectionConfig,
+) -> SelectionConfig:
+    """Fit what selection and relevance weigh beside the evidence, in the mass of a document.
+
+    The relevance head is changed in place, so that its nats add up with selection's.
+
+    Returns:
+        `selection`, its scales multiplied by one factor: the ranking stays.
+    """
+    network = model.aggregation
+    if not isinstance(network, RefineAggregation) or network.relevance is None:
+        return selection
+    model.config = replace(model.config, selection=selection)
+    found = read_candidates(model, bank, view, questions)
+    if found is None:
+        return selection
+    chosen, relevance, evidence, right = found
+    of_selection, of_relevance = fit_factors(chosen, relevance, evidence, right)
+    with torch.no_grad():
+        network.relevance.weight.mul_(of_relevance)
+        network.relevance.bias.mul_(of_relevance)
+    scales = {name: round(getattr(selection, name) * of_selection, 4) for name in BEGIN_SCALES}
+    changed: Any = scales
+    return replace(selection, **changed)
+
+
+def fit_factors(
+    chosen: Tensor, relevance: Tensor, evidence: Tensor, right: Tensor
+) -> tuple[float, float]:
+    """Of selection's score and of relevance, so that the softmax of their sum with the evidence
+    gives the right candidates most likelihood; a weak pull to 1 keeps them finite.
+
+    Args:
+        chosen, relevance, evidence: `(questions, candidates)`, in nats.
+        right: `(questions,)`.
+    """
+    logs = torch.zeros(2, requires_grad=True)
+    optimizer = torch.optim.LBFGS([logs], max_iter=50, line_search_fn="strong_wolfe")
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        factors = logs.clamp(-MAX_LOG_SCALE, MAX_LOG_SCALE).exp()
+        loss = F.cross_entropy(factors[0] * chosen + factors[1] * relevance + evidence, right)
+        loss = loss + PULL * logs.square().sum()
+        loss.backward()  # type: ignore[no-untyped-call]
+        return loss
+
+    optimizer.step(closure)  # type: ignore[no-untyped-call]
+    first, second = logs.detach().clamp(-MAX_LOG_SCALE, MAX_LOG_SCALE).exp().tolist()
+    return first, second
+
+
+def read_candidates(
+    model: MacModel, bank: MemoryBank, view: BankView, questions: Sequence[SquadQuestion]
+) -> tuple[Tensor, Tensor, Tensor, Tensor] | None:
+    """What the best candidates get: selection's score, relevance and evidence, and the right one.
+
+    Returns:
+        Three of `(questions, max(TOP_KS))` in nats, -inf where there are fewer candidates, and
+        `(questions,)`; only questions whose right document is among the candidates. None: there
+        is no such question.
+    """
+    network = model.aggregation
+    assert isinstance(network, RefineAggregation)
+    selecting = Selecting(model, bank)
+    rows: list[tuple[Tensor, Tensor, Tensor]] = []
+    right: list[int] = []
+    for question in questions:
+        asked = Question(text=question.text, mode="memory", top_k=max(TOP_KS))
+        (selected,) = selecting.select([asked], [view], now=0.0)
+        ids = [chosen.entry.document_id for chosen in selected]
+        if question.document_id not in ids:
+            continue
+        modulations = [chosen.entry.stored.unpack() for chosen in selected]
+        slots = pad_sequence([one.slots for one in modulations], batch_first=True)[None]
+        lengths = torch.tensor([len(one.slots) for one in modulations])
+        mask = (torch.arange(slots.shape[2]) < lengths[:, None])[None]
+        with torch.inference_mode():
+            encoded = model.encode_questions([question.text])
+            read = network.read(encoded, slots.to(model.device), mask.to(model.device))
+            evidence = read.evidence.cpu().masked_fill(~mask, -torch.inf).logsumexp(-1)
+        scores = torch.tensor([chosen.score for chosen in selected])
+        rows.append((scores, read.relevance[0].cpu(), evidence[0]))
+        right.append(ids.index(question.document_id))
+    if not right:
+        return None
+    scores, relevance, evidence = (
+        pad_sequence(list(column), batch_first=True, padding_value=value).clone()
+        for column, value in zip(zip(*rows, strict=True), (0.0, 0.0, -torch.inf), strict=True)
+    )
+    return scores, relevance, evidence, torch.tensor(right)
+
+
 def fewest(f1_by_top_k: Mapping[int, float]) -> int:
     """The least `top_k` that is within `SLACK` of the best: every document read costs time."""
     enough = max(f1_by_top_k.values()) - SLACK
@@ -135,20 +238,24 @@ def scores_of(
         for row, score in index.search(question.text):
             bm25[number, row] = score
     queries, late = list[Tensor](), list[Tensor]()
-    keys = [keys_of(model, entry) for entry in view.entries]
+    network = model.aggregation
+    matcher = network.late if isinstance(network, RefineAggregation) else None
+    if matcher is not None:  # laid out once for all questions
+        stacked, mask = stack_late_keys([keys_of(model, entry) for entry in view.entries])
     for first in range(0, len(questions), BATCH_SIZE):
         batch = questions[first : first + BATCH_SIZE]
         encoded = model.encode_questions([question.text for question in batch])
         queries.append(encoded.selection_query.float().cpu())
-        if model.config.aggregation.d_late:
-            late += [model.match(encoded.row(row), keys) for row in range(len(batch))]
+        if matcher is not None:
+            with torch.inference_mode():
+                late.append(matcher(encoded, stacked, mask).cpu())
     right = torch.tensor([place[question.document_id] for question in questions])
     scores: dict[ScaleName, Tensor] = {
         "dense_scale": torch.cat(queries) @ view.selection_keys.T,
         "bm25_scale": bm25,
     }
     if late:
-        scores["late_scale"] = torch.stack(late)
+        scores["late_scale"] = torch.cat(late)
     return scores, right
 
 

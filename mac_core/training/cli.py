@@ -30,6 +30,14 @@ def mini(
     run: Annotated[Path, typer.Option(help="Checkpoints and log; goes on where it stopped.")],
     minutes: Annotated[float, typer.Option(min=0.01, help="Wall clock, over all resumptions.")],
     bundle: Annotated[Path | None, typer.Option(help="Write the bundle here.")] = None,
+    start_from: Annotated[
+        Path | None,
+        typer.Option(exists=True, file_okay=False, help="Train this bundle's weights further."),
+    ] = None,
+    learning_rate: Annotated[float, typer.Option(min=0.0, help="At its peak.")] = 3e-4,
+    bank_after: Annotated[
+        float, typer.Option(min=0.0, max=1.0, help="Share of the minutes without distractors.")
+    ] = 0.4,
     seed: Annotated[int, typer.Option()] = 0,
     device: Annotated[str, typer.Option(help="Torch device.")] = "cpu",
     num_threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 2,
@@ -44,6 +52,9 @@ def mini(
 
     options = replace(
         MiniOptions(data_directory=data, run_directory=run, minutes=minutes),
+        start_from=start_from,
+        learning_rate=learning_rate,
+        bank_after=bank_after,
         seed=seed,
         device=device,
         num_threads=num_threads,

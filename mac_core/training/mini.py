@@ -17,8 +17,8 @@ import numpy as np
 import torch
 from tokenizers import Tokenizer as FastTokenizer
 
-from mac_core.networks.build import model_states
-from mac_core.networks.checkpoint import save_bundle
+from mac_core.networks.build import load_states, model_states
+from mac_core.networks.checkpoint import BundleContents, read_bundle, save_bundle
 from mac_core.networks.model import MacModel
 from mac_core.networks.quantization import StoredDtype
 from mac_core.training.calibration import Calibration, calibrate
@@ -73,12 +73,19 @@ def load_sources(options: MiniOptions) -> tuple[list[Paragraph], list[Paragraph]
 
 
 def train_mini(options: MiniOptions, *, report: Report = lambda line: None) -> MacModel:
-    """Train, or go on training, until the minutes are spent."""
+    """Train, or go on training, until the minutes are spent.
+
+    Raises:
+        CheckpointError: the bundle to start from is damaged or of another shape.
+    """
     options.run_directory.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(options.num_threads)
     torch.manual_seed(options.seed)
     train, _ = load_sources(options)
-    model = warm_mini(options).to(options.device)
+    model = warm_mini(options)
+    if options.start_from is not None:
+        start_from(model, read_bundle(options.start_from))
+    model = model.to(options.device)
     fast = FastTokenizer.from_str(model.tokenizer.json)
     fast.no_padding()
     fast.no_truncation()
@@ -89,6 +96,17 @@ def train_mini(options: MiniOptions, *, report: Report = lambda line: None) -> M
     for line in trainer.run():
         report(line)
     return model
+
+
+def start_from(model: MacModel, contents: BundleContents) -> None:
+    """Fill a model with a bundle's weights; a network that the bundle lacks begins untrained.
+
+    Raises:
+        CheckpointError: the bundle has other shapes, or a network that the model lacks.
+    """
+    _, fresh = model_states(model)
+    state = {**fresh, **contents.amortization_state}
+    load_states(model, replace(contents, amortization_state=state))
 
 
 def export_mini(
@@ -156,5 +174,7 @@ def restore(model: MacModel, options: MiniOptions) -> Progress:
 def _plain(options: MiniOptions) -> dict[str, Any]:
     """Options as JSON values; paths of the machine stay out of the bundle."""
     values = asdict(options)
-    del values["data_directory"], values["run_directory"]
+    del values["data_directory"], values["run_directory"], values["start_from"]
+    if options.start_from is not None:
+        values["start_from"] = asdict(read_bundle(options.start_from).fingerprint)
     return values

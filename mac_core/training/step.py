@@ -44,6 +44,7 @@ NUM_BUCKETS = 4  # documents of like length are encoded together: less padding
 DOCUMENT_ROUND = 32
 QUESTION_ROUND = 8
 ANSWER_ROUND = 4
+LEAST_MASS = 1e-6  # a right document with less is as wrong as can be
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,6 +56,7 @@ class StepConfig:
     selection_weight: float = 0.3
     late_weight: float = 0.3
     evidence_weight: float = 0.5
+    mass_weight: float = 0.5
     selection_scale: float = 20.0
     wrong_text_fraction: float = 0.2  # hybrid: questions whose prompt holds a distractor's text
 
@@ -122,10 +124,10 @@ def training_loss(
         losses["selection"] = selection_loss(
             question.selection_query, bank.keys, framed.right, scale=config.selection_scale
         )
-        late = late_scores(model, question, bank)
-        if late is not None:
-            losses["late"] = F.cross_entropy(late, framed.right)
-        chosen = choose(question, bank.keys, framed, config, generator=generator)
+        candidates = Candidates.of(model, question, bank, config)
+        if candidates.late is not None:
+            losses["late"] = F.cross_entropy(candidates.late, framed.right)
+        chosen = choose(candidates, framed, config, generator=generator)
         framed, encoded, chosen = bank.laid_out(chosen)
         shown = chosen.shown(config.wrong_text_fraction, generator=generator)
         if model.points_at_slots:
@@ -133,6 +135,8 @@ def training_loss(
             prefix = model.prefix(target)
             copied = Copied.of_slots(model, framed, target)
             losses["evidence"] = evidence_loss(target.log_bias, copied.mask.any(1))
+            if config.num_documents > 1:  # the right one is each question's first
+                losses["mass"] = -target.document_mass[:, 0].clamp_min(LEAST_MASS).log().mean()
         else:
             prefix = aggregate(model, question, encoded, chosen)
             copied = Copied.of_documents(model, framed, encoded, chosen)
@@ -149,6 +153,7 @@ def training_loss(
         ("selection", config.selection_weight),
         ("late", config.late_weight),
         ("evidence", config.evidence_weight),
+        ("mass", config.mass_weight),
     ):
         if name in losses:
             losses["total"] = losses["total"] + weight * losses[name]
@@ -237,49 +242,51 @@ class BatchBank:
         )
 
 
-def late_scores(model: MacModel, question: QuestionEncoding, bank: BatchBank) -> Tensor | None:
-    """Late interaction with the batch's documents and the past ones that are hardest to tell apart.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Candidates:
+    """The documents among which a step's questions find theirs: the batch's, and hard past ones."""
 
-    Returns:
-        `(questions, documents + past documents)`, the batch's own first; None: there is none.
-    """
-    network = model.aggregation
-    if not isinstance(network, RefineAggregation) or network.late is None:
-        return None
-    documents = len(bank.encoded.slots)
-    scores: Tensor = network.late(
-        question, network.late.keys(bank.encoded.slots), bank.encoded.slot_mask
-    )
-    if bank.past is None or len(bank.keys) == documents:
-        return scores
-    with torch.no_grad():
-        cosine = question.selection_query @ bank.keys[documents:].mT  # (questions, past)
-        count = min(NUM_PAST_RANKED, cosine.shape[1])
-        places = cosine.amax(0).topk(count).indices.cpu()
-        _, _, slots, mask = bank.past.take(bank.places[places].tolist())
-    keys = network.late.keys(slots.to(bank.encoded.slots))
-    past: Tensor = network.late(question, keys, mask.to(scores.device))
-    return torch.cat([scores, past], dim=1)
+    index: Tensor  # (candidates,), into the bank's keys; the batch's own first
+    scores: Tensor  # (questions, candidates), nats, without gradient
+    late: Tensor | None  # (questions, candidates); None: the model has no late interaction
+
+    @classmethod
+    def of(
+        cls, model: MacModel, question: QuestionEncoding, bank: BatchBank, config: StepConfig
+    ) -> Candidates:
+        """All documents of the batch, and the past ones that some question's key is closest to."""
+        documents = len(bank.encoded.slots)
+        with torch.no_grad():
+            cosine = question.selection_query @ bank.keys.mT  # (questions, bank_size)
+            count = min(NUM_PAST_RANKED, len(bank.keys) - documents)
+            past = documents + cosine[:, documents:].amax(0).topk(count).indices
+            index = torch.cat([torch.arange(documents, device=past.device), past])
+            scores = config.selection_scale * cosine[:, index]
+        network = model.aggregation
+        if not isinstance(network, RefineAggregation) or network.late is None:
+            return cls(index=index, scores=scores, late=None)
+        own = network.late.keys(bank.encoded.slots)
+        late: Tensor = network.late(question, own, bank.encoded.slot_mask)
+        if bank.past is not None and count:
+            _, _, slots, mask = bank.past.take(bank.places[past.cpu() - documents].tolist())
+            keys = network.late.keys(slots.to(bank.encoded.slots))
+            late = torch.cat([late, network.late(question, keys, mask.to(late.device))], dim=1)
+        return cls(index=index, scores=scores + late.detach(), late=late)
 
 
 def choose(
-    question: QuestionEncoding,
-    keys: Tensor,
-    framed: Framed,
-    config: StepConfig,
-    *,
-    generator: torch.Generator,
+    candidates: Candidates, framed: Framed, config: StepConfig, *, generator: torch.Generator
 ) -> Chosen:
-    """The right document and the bank's best-scoring others, with their log-prior.
+    """The right document and the hardest others, with their log-prior.
 
     The prior is flattened at random, so that reading does not lean on selection alone.
     """
-    cosine = question.selection_query @ keys.mT  # (questions, bank_size)
-    hidden_right = cosine.detach().scatter(1, framed.right[:, None], torch.inf)
-    index = hidden_right.topk(config.num_documents, dim=1).indices  # the right one is first
-    trust = 0.2 + 0.8 * torch.rand(len(index), 1, generator=generator).to(cosine.device)
-    scores = config.selection_scale * trust * cosine.gather(1, index)
-    return Chosen(index=index, log_prior=torch.log_softmax(scores, dim=1))
+    scores = candidates.scores  # (questions, candidates)
+    hidden_right = scores.scatter(1, framed.right[:, None], torch.inf)
+    place = hidden_right.topk(config.num_documents, dim=1).indices  # the right one is first
+    trust = torch.rand(len(place), 1, generator=generator).to(scores.device)
+    log_prior = torch.log_softmax(trust * scores.gather(1, place), dim=1)
+    return Chosen(index=candidates.index[place], log_prior=log_prior)
 
 
 def aggregate(

@@ -377,6 +377,25 @@ def test_texts_that_exceed_the_prompt_are_left_out_whole() -> None:
     assert_same(model.answer([cut])[0], model.answer([kept])[0])
 
 
+@pytest.mark.parametrize("likely", range(3))
+def test_text_in_the_prompt_is_of_the_document_with_the_most_mass(likely: int) -> None:
+    model = tiny_latent_model()
+    texts = (ELBE, SHORT, DAM)
+    prior = tuple(0.0 if place == likely else -60.0 for place in range(3))
+    asked = request_for(model, QUESTIONS[0], texts, log_prior=prior, texts=texts)
+    shown = replace(asked, num_texts=1)
+    alone = replace(asked, texts=texts[likely : likely + 1])
+    found, expected = model.answer([shown, alone])
+    assert found.num_prompt_tokens == expected.num_prompt_tokens
+    assert found.token_ids == expected.token_ids
+    assert found.document_mass[likely] > 0.9
+
+
+def test_at_least_one_text_may_enter_the_prompt() -> None:
+    with pytest.raises(ValueError, match="num_texts=0 is below 1"):
+        AnswerRequest(question="amber", num_texts=0)
+
+
 def test_first_text_is_cut_rather_than_left_out() -> None:
     model = tiny_bert_model()
     model.config = replace(model.config, max_text_tokens=8)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import lzma
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,8 @@ from typer.testing import CliRunner
 
 import mac_core.training.mini as mini
 from mac_core.errors import CheckpointError
-from mac_core.networks.build import load_bundle
+from mac_core.networks.build import load_bundle, model_states
+from mac_core.networks.checkpoint import BundleContents, read_bundle
 from mac_core.training.cli import app
 from mac_core.training.mini import export_mini, load_sources, train_mini
 from mac_core.training.options import MiniOptions
@@ -52,11 +53,63 @@ def test_bundle_holds_what_was_trained(options: MiniOptions, tmp_path: Path) -> 
     loaded = load_bundle(tmp_path / "bundle")
     assert loaded.config.selection == calibration.selection
     assert loaded.config.confidence == calibration.confidence
-    torch.testing.assert_close(loaded.state_dict(), trained.state_dict(), rtol=0.0, atol=0.0)
+    found, expected = loaded.state_dict(), trained.state_dict()
+    heads = [key for key in found if ".relevance." in key]  # calibration weighs it
+    assert len(heads) == 2
+    for key in heads:
+        del found[key], expected[key]
+    torch.testing.assert_close(found, expected, rtol=0.0, atol=0.0)
     untrained = tiny_latent_model(seed=options.seed).state_dict()
     assert any(not torch.equal(value, untrained[k]) for k, value in loaded.state_dict().items())
     manifest = json.loads((tmp_path / "bundle" / "manifest.json").read_text())
     assert manifest["training"]["progress"]["step"] == lines[-1]["step"]
+
+
+@pytest.mark.usefixtures("_tiny")
+def test_run_starts_from_a_bundles_weights(options: MiniOptions, tmp_path: Path) -> None:
+    first = train_mini(options)
+    export_mini(options, tmp_path / "first", dtype="float32", calibration_questions=4)
+    further = replace(
+        options, run_directory=tmp_path / "further", start_from=tmp_path / "first", seed=1
+    )
+    model = tiny_latent_model(seed=1)
+    mini.start_from(model, read_bundle(tmp_path / "first"))
+    torch.testing.assert_close(model.state_dict(), load_bundle(tmp_path / "first").state_dict())
+    assert not torch.equal(
+        train_mini(replace(further, minutes=1e-9)).aggregation.evidence.weight,
+        tiny_latent_model(seed=1).aggregation.evidence.weight,
+    )
+    export_mini(further, tmp_path / "second", dtype="float32", calibration_questions=4)
+    manifest = json.loads((tmp_path / "second" / "manifest.json").read_text())
+    hashes = manifest["training"]["options"]["start_from"]
+    assert hashes == asdict(read_bundle(tmp_path / "first").fingerprint)
+    assert first.config.aggregation.has_relevance
+
+
+def test_what_a_bundle_lacks_begins_untrained_and_what_is_unknown_is_refused(
+    tmp_path: Path,
+) -> None:
+    old = tiny_latent_model(seed=0)
+    base_lm, networks = model_states(old)
+    without = {k: v for k, v in networks.items() if "relevance" not in k}
+    contents = BundleContents(
+        config=old.config,
+        base_lm_config={},
+        encoder_config=None,
+        base_lm_state=base_lm,
+        amortization_state=without,
+        tokenizer_json="",
+        fingerprint=old.fingerprint,
+        manifest={},
+    )
+    new = tiny_latent_model(seed=1)
+    fresh = new.aggregation.relevance.weight.clone()
+    mini.start_from(new, contents)
+    assert torch.equal(new.aggregation.relevance.weight, fresh)
+    assert torch.equal(new.aggregation.evidence.weight, old.aggregation.evidence.weight)
+    unknown = replace(contents, amortization_state={**without, "other.weight": fresh})
+    with pytest.raises(CheckpointError, match=r"other\.weight is unexpected"):
+        mini.start_from(new, unknown)
 
 
 @pytest.mark.usefixtures("_tiny")

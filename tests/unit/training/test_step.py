@@ -20,11 +20,12 @@ from mac_core.training.data import Batch
 from mac_core.training.past import PastDocuments
 from mac_core.training.step import (
     BatchBank,
+    Candidates,
     StepConfig,
+    aggregate_slots,
     choose,
     encode_documents,
     frame,
-    late_scores,
     training_loss,
 )
 from mac_core.types import Mode
@@ -110,7 +111,9 @@ def chosen_documents(
     framed = frame(model, batch)
     question = model.encode_question_ids(framed.question_ids, framed.question_mask)
     encoded = encode_documents(model, framed)
-    chosen = choose(question, encoded.selection_key, framed, config, generator=seeded())
+    bank = BatchBank.of(framed, encoded, None, paragraphs=batch.paragraph_index)
+    candidates = Candidates.of(model, question, bank, config)
+    chosen = choose(candidates, framed, config, generator=seeded())
     return chosen.index.tolist(), chosen.log_prior.tolist()
 
 
@@ -244,18 +247,42 @@ def test_right_document_is_first_and_none_is_twice(count: int) -> None:
     assert torch.tensor(log_prior).exp().sum(1).tolist() == pytest.approx([1.0] * len(index))
 
 
-def test_distractors_are_the_hardest_of_the_batch() -> None:
-    model, batch = tiny_bert_model(), sample()
+@pytest.mark.parametrize("has_late", [False, True])
+def test_distractors_are_the_hardest_of_the_batch(has_late: bool) -> None:
+    model, batch = (tiny_latent_model() if has_late else tiny_bert_model()), sample()
     config = StepConfig(mode="memory", num_documents=3)
     framed = frame(model, batch)
     with torch.no_grad():
         question = model.encode_question_ids(framed.question_ids, framed.question_mask)
-        encoded_documents = encode_documents(model, framed)
-        keys = encoded_documents.selection_key
-        index = choose(question, keys, framed, config, generator=seeded()).index
-    cosine = question.selection_query @ encoded_documents.selection_key.mT
-    others = cosine.scatter(1, framed.right[:, None], -torch.inf)
+        found = encode_documents(model, framed)
+        bank = BatchBank.of(framed, found, None, paragraphs=batch.paragraph_index)
+        candidates = Candidates.of(model, question, bank, config)
+        index = choose(candidates, framed, config, generator=seeded()).index
+        scores = 20.0 * question.selection_query @ found.selection_key.mT
+        if has_late:
+            late = model.aggregation.late
+            scores = scores + late(question, late.keys(found.slots), found.slot_mask)
+    others = scores.scatter(1, framed.right[:, None], -torch.inf)
     assert torch.equal(index[:, 1:], others.topk(2, dim=1).indices)
+
+
+def test_reading_among_documents_is_told_which_is_the_right_one() -> None:
+    model, batch = tiny_latent_model(), sample()
+    config = StepConfig(mode="memory", num_documents=3)
+    losses = training_loss(model, batch, config, generator=seeded())
+    framed = frame(model, batch)
+    with torch.no_grad():
+        question = model.encode_question_ids(framed.question_ids, framed.question_mask)
+        found = encode_documents(model, framed)
+        bank = BatchBank.of(framed, found, None, paragraphs=batch.paragraph_index)
+        candidates = Candidates.of(model, question, bank, config)
+        chosen = choose(candidates, framed, config, generator=seeded())
+        target = aggregate_slots(model, question, found, chosen, framed)
+    expected = -target.document_mass[:, 0].log().mean()
+    torch.testing.assert_close(losses["mass"], expected)
+    weighed = losses["answer"] + 0.3 * (losses["selection"] + losses["late"])
+    weighed = weighed + 0.5 * (losses["evidence"] + losses["mass"])
+    torch.testing.assert_close(losses["total"], weighed)
 
 
 @pytest.mark.parametrize(("mode", "has_selection"), [("memory", True), ("text", False)])
@@ -348,6 +375,7 @@ def test_late_interaction_is_told_from_the_hardest_past_document(
     bank = BatchBank.of(framed, found, past, paragraphs=alone.paragraph_index)
     hardest = int((question.selection_query @ bank.keys[1:].mT).amax(0).argmax())
     _, _, slots, mask = past.take([int(bank.places[hardest])])
-    scores = late_scores(model, question, bank)
+    scores = Candidates.of(model, question, bank, StepConfig(mode="memory")).late
+    assert scores is not None
     assert len(bank.places) == 3
     torch.testing.assert_close(scores[:, 1:], late(question, late.keys(slots.float()), mask))

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+import mac_core.training.trainer as trainer
 from mac_core.errors import CheckpointError
 from mac_core.networks.model import MacModel
 from mac_core.training.data import Batch
@@ -169,7 +170,7 @@ def test_a_few_steps_on_few_paragraphs_lower_the_loss(tmp_path: Path, architectu
     ("architecture", "random"),
     [
         ("layerwise", ("aggregation", "pointer")),
-        ("latent", ("prefix", "pointer", "aggregation.late")),
+        ("latent", ("prefix", "pointer", "aggregation.late", "aggregation.relevance")),
     ],
 )
 def test_heads_that_start_at_random_learn_faster_than_what_is_warm(
@@ -182,3 +183,18 @@ def test_heads_that_start_at_random_learn_faster_than_what_is_warm(
     fast = {id(p) for name in random for p in model.get_submodule(name).parameters()}
     assert {id(p) for p in heads["params"]} == fast
     assert len(warm["params"]) + len(heads["params"]) == len(list(model.parameters()))
+
+
+@pytest.mark.parametrize(("slow", "pays"), [(torch.float32, True), (torch.bfloat16, False)])
+def test_bfloat16_is_used_where_it_is_measured_to_be_faster(
+    monkeypatch: pytest.MonkeyPatch, slow: torch.dtype, pays: bool
+) -> None:
+    # Six products in float32, then six in bfloat16, each between two looks at the clock.
+    lasts = [9.0 if dtype is slow else 1.0 for dtype in (torch.float32, torch.bfloat16)]
+    ticks = [tick for last in lasts for _ in range(6) for tick in (0.0, last)]
+    monkeypatch.setattr(trainer.time, "perf_counter", iter(ticks).__next__)
+    assert trainer.bf16_pays.__wrapped__("cpu") is pays
+
+
+def test_accelerators_train_in_bfloat16() -> None:
+    assert trainer.bf16_pays("cuda")
