@@ -97,7 +97,12 @@ def test_a_log_keeps_answers_under_the_name_it_is_given(
 
 
 def what_is_read(reader: Any) -> set[tuple[int, int]]:
-    return {(len(r.modulations), len(r.texts)) for batch in reader.batches for r in batch}
+    requests = [request for batch in reader.batches for request in batch]
+    alike = [[1.0] * len(request.modulations) for request in requests]
+    return {
+        (len(request.modulations), len(request.shown(mass)))
+        for request, mass in zip(requests, alike, strict=True)
+    }
 
 
 @pytest.mark.parametrize(
