@@ -85,15 +85,12 @@ class AggregationConfig:
     d_feedforward: int = 2048
     d_score: int = 64  # select: width of the late interaction
     d_late: int = 0  # refine: width of the late interaction that ranks documents; 0: there is none
-    has_relevance: bool = False  # refine: each document is weighed as a whole, too
 
     def __post_init__(self) -> None:
         _check_positive(self, "d_modulation", "d_question", "num_blocks", "num_heads", "head_dim")
         _check_positive(self, "d_feedforward", "d_score")
         if self.d_late < 0 or (self.d_late and self.kind != "refine"):
             raise ValueError(f"d_late={self.d_late} does not go with kind={self.kind!r}")
-        if self.has_relevance and self.kind != "refine":
-            raise ValueError(f"has_relevance does not go with kind={self.kind!r}")
         if self.max_group < 2:
             raise ValueError(f"max_group={self.max_group} is below 2: the hierarchy would not end")
 

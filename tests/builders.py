@@ -124,7 +124,6 @@ def tiny_latent_model(
             max_group=max_group,
             num_blocks=1,
             d_late=D_LATE,
-            has_relevance=True,
         ),
         prefix=PrefixConfig(kind="latent", num_prefix_tokens=num_prefix_tokens),
         pointer=pointer,
@@ -132,11 +131,7 @@ def tiny_latent_model(
         max_question_tokens=128,
         prompt_attention="bidirectional",
     )
-    model = _build(config, "bert", base_lm_config("bert", is_decoder=False), seed=seed)
-    head = model.aggregation.relevance
-    with torch.no_grad():  # training begins with none; documents would all be alike
-        head.weight.copy_(torch.linspace(-1.0, 1.0, WIDTH)[None])
-    return model
+    return _build(config, "bert", base_lm_config("bert", is_decoder=False), seed=seed)
 
 
 def tiny_layerwise_model(

@@ -11,7 +11,6 @@ into a part that does not see the question and one that does is DeFormer's (arXi
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -31,15 +30,6 @@ MATCHED_AT_ONCE = 256  # documents; late interaction with a whole bank takes bou
 LENGTH_ROUND = 16  # a matrix product of a shape never seen costs its kernel's set-up again
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Reading:
-    """Documents as they are read with a question in sight; scores in nats."""
-
-    slots: Tensor  # (batch, documents, virtual_tokens, d_modulation)
-    evidence: Tensor  # (batch, documents, virtual_tokens): that the answer stands here
-    relevance: Tensor  # (batch, documents); 0 without a head for it, as for one without slots
-
-
 class RefineAggregation(AggregationNetwork):
     """Upper layers of the encoder over `[question; slots]`, one document at a time."""
 
@@ -57,11 +47,6 @@ class RefineAggregation(AggregationNetwork):
         self.evidence = nn.Linear(config.d_modulation, 1)
         nn.init.normal_(self.evidence.weight, std=0.02)
         nn.init.zeros_(self.evidence.bias)
-        self.relevance: nn.Linear | None = None
-        if config.has_relevance:  # of a document to the question, as the question's first state
-            self.relevance = nn.Linear(config.d_modulation, 1)
-            nn.init.zeros_(self.relevance.weight)
-            nn.init.zeros_(self.relevance.bias)
         self.late: LateInteraction | None = None
         if config.d_late:
             self.late = LateInteraction(
@@ -97,14 +82,13 @@ class RefineAggregation(AggregationNetwork):
             scores = bank.log_bias.expand(batch, -1, -1).float()
         else:
             mask = mask & (bank.log_prior > -torch.inf)[..., None]
-            read = self.read(question, bank.slots, mask)
-            slots = read.slots
-            scores = read.evidence + (read.relevance + bank.log_prior)[:, :, None]
+            slots = self._refine(question, bank.slots, mask)
+            scores = self.evidence(slots).squeeze(-1).float() + bank.log_prior[:, :, None]
         scores = scores.masked_fill(~mask, -torch.inf)  # (batch, documents, virtual_tokens)
         return keep_best(slots, scores, origin=bank.origin, count=self.num_virtual_tokens)
 
-    def read(self, question: QuestionEncoding, slots: Tensor, mask: Tensor) -> Reading:
-        """Read each document with the question in sight.
+    def _refine(self, question: QuestionEncoding, slots: Tensor, mask: Tensor) -> Tensor:
+        """`(batch, documents, virtual_tokens, d_modulation)` with the question in sight.
 
         Args:
             slots: `(batch | 1, documents, virtual_tokens, d_modulation)`; a shared bank is not
@@ -119,7 +103,6 @@ class RefineAggregation(AggregationNetwork):
         order = order[lengths[order] > 0]
         flat = slots.flatten(0, 1)  # ((batch | 1) * documents, virtual_tokens, d_modulation)
         refined = flat.new_zeros(batch * documents, virtual_tokens, width)
-        relevance = torch.zeros(batch * documents, device=flat.device)
         parts = max(1, min(MAX_PARTS, len(order) // MIN_PART))
         states = question.states + self.side[0]
         for pairs in order.chunk(parts) if len(order) else ():
@@ -130,21 +113,12 @@ class RefineAggregation(AggregationNetwork):
                 [states[rows], flat[pairs % len(flat), :longest] + self.side[1]], dim=1
             )
             real = torch.cat([question.mask[rows], flat_mask[pairs, :longest]], dim=1)
-            read = self.stack(both, real)  # (pairs, question_tokens + longest, d_modulation)
+            read = self.stack(both, real)[:, states.shape[1] :]  # (pairs, longest, d_modulation)
             refined = refined.to(read.dtype)
             refined = refined.index_put(
-                (pairs[:, None], torch.arange(longest, device=pairs.device)),
-                read[:, states.shape[1] :],
+                (pairs[:, None], torch.arange(longest, device=pairs.device)), read
             )
-            if self.relevance is not None:
-                found = self.relevance(read[:, 0]).squeeze(-1).float()
-                relevance = relevance.index_put((pairs,), found)
-        refined = refined.reshape(batch, documents, virtual_tokens, width)
-        return Reading(
-            slots=refined,
-            evidence=self.evidence(refined).squeeze(-1).float(),
-            relevance=relevance.reshape(batch, documents),
-        )
+        return refined.reshape(batch, documents, virtual_tokens, width)
 
 
 def stack_late_keys(keys: Sequence[AggregationKeys]) -> tuple[Tensor, Tensor]:

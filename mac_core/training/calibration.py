@@ -14,11 +14,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.nn.utils.rnn import pad_sequence
 
 from mac_core.config import ConfidenceConfig, SelectionConfig
 from mac_core.engine.ranking import keys_of
-from mac_core.engine.selecting import Selecting
 from mac_core.evaluation.answer_log import AnswerLog
 from mac_core.evaluation.dataset import SquadQuestion
 from mac_core.evaluation.learned import learn_documents
@@ -30,7 +28,6 @@ from mac_core.networks.model import MacModel
 from mac_core.networks.refine import RefineAggregation, stack_late_keys
 from mac_core.training.confidence import ConfidenceQuality, calibrate_confidence
 from mac_core.training.held_out import HeldOut
-from mac_core.types import Question
 
 TOP_KS = (1, 2, 4, 8)
 SLACK = 1.0  # points of F1: the standard error of a difference at a few hundred questions
@@ -91,7 +88,6 @@ def calibrate(model: MacModel, held_out: HeldOut, *, num_questions: int, seed: i
     scored = held_out.sample(num_questions, seed=seed + 1)
     scales: Any = fit_scales(scores, right)
     selection = replace(model.config.selection, **scales)
-    selection = weigh_reading(model, bank.with_selection(selection), view, fit, selection)
     by_k: dict[int, float] = {}
     for top_k in TOP_KS:
         by_k[top_k] = reader.f1("memory", scored, replace(selection, top_k=top_k))
@@ -116,104 +112,6 @@ def calibrate(model: MacModel, held_out: HeldOut, *, num_questions: int, seed: i
         num_documents=len(held_out.documents),
         num_questions=len(scored),
     )
-
-
-def weigh_reading(
-    model: MacModel,
-    bank: MemoryBank,
-    view: BankView,
-    questions: Sequence[SquadQuestion],
-    selection: SelectionConfig,
-) -> SelectionConfig:
-    """Fit what selection and relevance weigh beside the evidence, in the mass of a document.
-
-    The relevance head is changed in place, so that its nats add up with selection's.
-
-    Returns:
-        `selection`, its scales multiplied by one factor: the ranking stays.
-    """
-    network = model.aggregation
-    if not isinstance(network, RefineAggregation) or network.relevance is None:
-        return selection
-    model.config = replace(model.config, selection=selection)
-    found = read_candidates(model, bank, view, questions)
-    if found is None:
-        return selection
-    chosen, relevance, evidence, right = found
-    of_selection, of_relevance = fit_factors(chosen, relevance, evidence, right)
-    with torch.no_grad():
-        network.relevance.weight.mul_(of_relevance)
-        network.relevance.bias.mul_(of_relevance)
-    scales = {name: round(getattr(selection, name) * of_selection, 4) for name in BEGIN_SCALES}
-    changed: Any = scales
-    return replace(selection, **changed)
-
-
-def fit_factors(
-    chosen: Tensor, relevance: Tensor, evidence: Tensor, right: Tensor
-) -> tuple[float, float]:
-    """Of selection's score and of relevance, so that the softmax of their sum with the evidence
-    gives the right candidates most likelihood; a weak pull to 1 keeps them finite.
-
-    Args:
-        chosen, relevance, evidence: `(questions, candidates)`, in nats.
-        right: `(questions,)`.
-    """
-    logs = torch.zeros(2, requires_grad=True)
-    optimizer = torch.optim.LBFGS([logs], max_iter=50, line_search_fn="strong_wolfe")
-
-    def closure() -> Tensor:
-        optimizer.zero_grad()
-        factors = logs.clamp(-MAX_LOG_SCALE, MAX_LOG_SCALE).exp()
-        loss = F.cross_entropy(factors[0] * chosen + factors[1] * relevance + evidence, right)
-        loss = loss + PULL * logs.square().sum()
-        loss.backward()  # type: ignore[no-untyped-call]
-        return loss
-
-    optimizer.step(closure)  # type: ignore[no-untyped-call]
-    first, second = logs.detach().clamp(-MAX_LOG_SCALE, MAX_LOG_SCALE).exp().tolist()
-    return first, second
-
-
-def read_candidates(
-    model: MacModel, bank: MemoryBank, view: BankView, questions: Sequence[SquadQuestion]
-) -> tuple[Tensor, Tensor, Tensor, Tensor] | None:
-    """What the best candidates get: selection's score, relevance and evidence, and the right one.
-
-    Returns:
-        Three of `(questions, max(TOP_KS))` in nats, -inf where there are fewer candidates, and
-        `(questions,)`; only questions whose right document is among the candidates. None: there
-        is no such question.
-    """
-    network = model.aggregation
-    assert isinstance(network, RefineAggregation)
-    selecting = Selecting(model, bank)
-    rows: list[tuple[Tensor, Tensor, Tensor]] = []
-    right: list[int] = []
-    for question in questions:
-        asked = Question(text=question.text, mode="memory", top_k=max(TOP_KS))
-        (selected,) = selecting.select([asked], [view], now=0.0)
-        ids = [chosen.entry.document_id for chosen in selected]
-        if question.document_id not in ids:
-            continue
-        modulations = [chosen.entry.stored.unpack() for chosen in selected]
-        slots = pad_sequence([one.slots for one in modulations], batch_first=True)[None]
-        lengths = torch.tensor([len(one.slots) for one in modulations])
-        mask = (torch.arange(slots.shape[2]) < lengths[:, None])[None]
-        with torch.inference_mode():
-            encoded = model.encode_questions([question.text])
-            read = network.read(encoded, slots.to(model.device), mask.to(model.device))
-            evidence = read.evidence.cpu().masked_fill(~mask, -torch.inf).logsumexp(-1)
-        scores = torch.tensor([chosen.score for chosen in selected])
-        rows.append((scores, read.relevance[0].cpu(), evidence[0]))
-        right.append(ids.index(question.document_id))
-    if not right:
-        return None
-    scores, relevance, evidence = (
-        pad_sequence(list(column), batch_first=True, padding_value=value).clone()
-        for column, value in zip(zip(*rows, strict=True), (0.0, 0.0, -torch.inf), strict=True)
-    )
-    return scores, relevance, evidence, torch.tensor(right)
 
 
 def fewest(f1_by_top_k: Mapping[int, float]) -> int:

@@ -25,8 +25,8 @@ class MiniOptions:
     learning_rate: float = 3e-4
     head_rate: float = 2.0  # times the learning rate, for what starts at random
     bank_after: float = 0.4  # share of the budget after which distractors join
-    max_documents: int = 4  # the right one and its distractors
-    past_documents: int = 8192  # encoded in earlier steps, beside the batch's own
+    max_documents: int = 2  # the right one and its distractors
+    past_documents: int = 2048  # encoded in earlier steps, beside the batch's own
     held_out_fraction: float = 0.04  # articles kept for calibration and choice of settings
     num_virtual_tokens: int = 256  # slots of a chunk, framing included, and of a target
     depth: int = 4  # encoder layers that a document runs through before any question is known

@@ -44,7 +44,6 @@ NUM_BUCKETS = 4  # documents of like length are encoded together: less padding
 DOCUMENT_ROUND = 32
 QUESTION_ROUND = 8
 ANSWER_ROUND = 4
-LEAST_MASS = 1e-6  # a right document with less is as wrong as can be
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,7 +55,6 @@ class StepConfig:
     selection_weight: float = 0.3
     late_weight: float = 0.3
     evidence_weight: float = 0.5
-    mass_weight: float = 0.5
     selection_scale: float = 20.0
     wrong_text_fraction: float = 0.2  # hybrid: questions whose prompt holds a distractor's text
 
@@ -135,8 +133,6 @@ def training_loss(
             prefix = model.prefix(target)
             copied = Copied.of_slots(model, framed, target)
             losses["evidence"] = evidence_loss(target.log_bias, copied.mask.any(1))
-            if config.num_documents > 1:  # the right one is each question's first
-                losses["mass"] = -target.document_mass[:, 0].clamp_min(LEAST_MASS).log().mean()
         else:
             prefix = aggregate(model, question, encoded, chosen)
             copied = Copied.of_documents(model, framed, encoded, chosen)
@@ -153,7 +149,6 @@ def training_loss(
         ("selection", config.selection_weight),
         ("late", config.late_weight),
         ("evidence", config.evidence_weight),
-        ("mass", config.mass_weight),
     ):
         if name in losses:
             losses["total"] = losses["total"] + weight * losses[name]

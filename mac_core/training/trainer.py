@@ -31,7 +31,7 @@ from mac_core.types import Mode
 
 STATE_FILE = "state.safetensors"
 WARM_UP = 0.02  # share of the budget
-CROWDED = 0.5  # share of the later steps in which documents stand among distractors
+CROWDED = 0.35  # share of the later steps in which documents stand among distractors
 MODES: tuple[tuple[Mode, float], ...] = (
     ("memory", 0.45),
     ("hybrid", 0.40),
@@ -191,9 +191,8 @@ def make_optimizer(model: MacModel, options: MiniOptions) -> AdamW:
     heads = [*model.prefix.parameters()]
     if not isinstance(model.aggregation, RefineAggregation):
         heads += [*model.aggregation.parameters()]
-    else:
-        for head in (model.aggregation.relevance, model.aggregation.late):
-            heads += [] if head is None else [*head.parameters()]
+    elif model.aggregation.late is not None:
+        heads += [*model.aggregation.late.parameters()]
     heads += [] if model.pointer is None else [*model.pointer.parameters()]
     mine = {id(parameter) for parameter in heads}
     warm = [parameter for parameter in model.parameters() if id(parameter) not in mine]

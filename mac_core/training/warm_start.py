@@ -100,7 +100,6 @@ def mini_config(options: MiniOptions) -> ModelConfig:
             d_question=width,
             num_blocks=layers - options.depth,
             d_late=options.d_late,
-            has_relevance=True,
         ),
         prefix=PrefixConfig(kind="latent", num_prefix_tokens=options.num_prefix_tokens),
         pointer=PointerConfig(d_pointer=options.d_pointer),

@@ -197,7 +197,7 @@ def test_encoder_that_cannot_be_split_so_is_refused(what: str) -> None:
 MISFITS: dict[str, Callable[[ModelConfig], dict[str, Any]]] = {
     "prefix.kind='wide'": lambda config: {"prefix": replace(config.prefix, kind="wide")},
     "aggregation.kind='select'": lambda config: {
-        "aggregation": replace(config.aggregation, kind="select", d_late=0, has_relevance=False)
+        "aggregation": replace(config.aggregation, kind="select", d_late=0)
     },
 }
 
@@ -258,13 +258,6 @@ def test_ranking_again_needs_a_late_interaction() -> None:
     config = tiny_latent_model().config
     with pytest.raises(ValueError, match=r"late_scale=0\.5 needs aggregation\.d_late above 0"):
         replace(config, aggregation=replace(config.aggregation, d_late=0))
-
-
-@pytest.mark.parametrize("kind", ["attend", "select"])
-def test_relevance_belongs_to_refining(kind: Any) -> None:
-    config = replace(tiny_latent_model().config.aggregation, d_late=0)
-    with pytest.raises(ValueError, match=f"has_relevance does not go with kind='{kind}'"):
-        replace(config, kind=kind)
 
 
 @pytest.mark.parametrize(("kind", "d_late"), [("attend", 8), ("select", 8), ("refine", -1)])

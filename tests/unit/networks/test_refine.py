@@ -45,15 +45,13 @@ ENCODER: dict[str, Any] = {
 
 
 def refining(*, kept: int = KEPT) -> RefineAggregation:
-    """A network whose evidence, relevance and sides, unlike at the start of training, matter."""
+    """A network whose evidence and sides, unlike at the start of training, matter."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(3)
-        config = replace(CONFIG, kind="refine", num_blocks=2, has_relevance=True)
+        config = replace(CONFIG, kind="refine", num_blocks=2)
         network = RefineAggregation(config, ENCODER, num_virtual_tokens=kept).eval()
         torch.nn.init.normal_(network.side)
         torch.nn.init.normal_(network.evidence.weight)
-        assert network.relevance is not None
-        torch.nn.init.normal_(network.relevance.weight)
     return network
 
 
@@ -211,35 +209,6 @@ def test_best_slots_of_the_group_are_kept() -> None:
 
 
 @torch.no_grad()
-def test_a_document_is_weighed_by_its_relevance_its_evidence_and_its_prior() -> None:
-    network, question, bank = (
-        refining(kept=EVERYTHING),
-        sample_question(2),
-        sample_bank(2, DOCUMENTS),
-    )
-    mask = bank.mask.expand(len(bank.log_prior), -1, -1)
-    with torch.no_grad():
-        read = network.read(question, bank.slots, mask)
-        mass = run(network, question, bank).document_mass
-    evidence = read.evidence.masked_fill(~mask, -torch.inf).logsumexp(-1)
-    expected = (evidence + read.relevance + bank.log_prior).softmax(1)
-    torch.testing.assert_close(mass, expected, **TOLERANCE)
-    assert len(set(read.relevance.flatten().tolist())) == read.relevance.numel()
-
-
-def test_new_relevance_head_changes_nothing() -> None:
-    # Training goes on from a bundle without one.
-    network, question, bank = refining(), sample_question(2), sample_bank(2, DOCUMENTS)
-    torch.nn.init.zeros_(network.relevance.weight)
-    torch.nn.init.zeros_(network.relevance.bias)
-    with torch.no_grad():
-        new = run(network, question, bank)
-        network.relevance = None
-        old = run(network, question, bank)
-    assert torch.equal(new.log_bias, old.log_bias)
-    assert torch.equal(new.slots, old.slots)
-
-
 def test_order_of_documents_is_without_effect() -> None:
     network, question, bank = refining(), sample_question(1), ragged_bank(1, DOCUMENTS)
     order = torch.tensor([2, 0, 3, 1])

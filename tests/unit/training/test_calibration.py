@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 
 import pytest
 import torch
@@ -18,10 +17,8 @@ from mac_core.training.calibration import (
     ScaleName,
     calibrate,
     fewest,
-    fit_factors,
     fit_scales,
     scores_of,
-    weigh_reading,
 )
 from mac_core.training.held_out import HeldOut
 from tests.builders import tiny_bert_model, tiny_latent_model
@@ -61,40 +58,6 @@ def drawn_scores(
 def test_scales_that_drew_the_documents_are_found(names: tuple[ScaleName, ...]) -> None:
     found = fit_scales(*drawn_scores(names))
     assert found == pytest.approx({name: SCALES[name] for name in names}, rel=0.1)
-
-
-@pytest.mark.parametrize("factors", [(0.5, 2.0), (1.0, 1.0), (2.0, 0.25)])
-def test_factors_that_drew_the_documents_are_found(factors: tuple[float, float]) -> None:
-    generator = torch.Generator().manual_seed(0)
-    chosen, relevance, evidence = (3.0 * torch.rand(3, 4000, 8, generator=generator)).unbind()
-    chances = (factors[0] * chosen + factors[1] * relevance + evidence).softmax(1)
-    right = torch.multinomial(chances, 1, generator=generator).squeeze(1)
-    assert fit_factors(chosen, relevance, evidence, right) == pytest.approx(factors, abs=0.1)
-
-
-def test_what_reading_weighs_is_fitted_into_the_relevance_head_and_the_scales() -> None:
-    model, held_out = tiny_latent_model(), HeldOut.of(paragraphs())
-    before = model.aggregation.relevance.weight.detach().clone()
-    selection = replace(model.config.selection, late_scale=0.5)
-    bank = MemoryBank(selection)
-    view = learn_documents(model, bank, held_out.documents, batch_size=4)
-    fitted = weigh_reading(model, bank, view, held_out.questions, selection)
-    ratios = {
-        getattr(fitted, name) / getattr(selection, name)
-        for name in ("dense_scale", "bm25_scale", "late_scale")
-    }
-    assert max(ratios) == pytest.approx(min(ratios), rel=1e-2)  # rounded, each
-    after = model.aggregation.relevance.weight.detach() / before
-    assert float(after.min()) == pytest.approx(float(after.max()))
-    assert float(after.mean()) != pytest.approx(1.0, abs=1e-3)
-
-
-def test_model_without_relevance_keeps_its_scales() -> None:
-    model, held_out = tiny_bert_model(), HeldOut.of(paragraphs())
-    selection = model.config.selection
-    bank = MemoryBank(selection)
-    view = learn_documents(model, bank, held_out.documents, batch_size=4)
-    assert weigh_reading(model, bank, view, held_out.questions, selection) is selection
 
 
 def test_scales_stay_finite_where_every_question_is_told_apart() -> None:

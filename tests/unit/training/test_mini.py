@@ -53,12 +53,7 @@ def test_bundle_holds_what_was_trained(options: MiniOptions, tmp_path: Path) -> 
     loaded = load_bundle(tmp_path / "bundle")
     assert loaded.config.selection == calibration.selection
     assert loaded.config.confidence == calibration.confidence
-    found, expected = loaded.state_dict(), trained.state_dict()
-    heads = [key for key in found if ".relevance." in key]  # calibration weighs it
-    assert len(heads) == 2
-    for key in heads:
-        del found[key], expected[key]
-    torch.testing.assert_close(found, expected, rtol=0.0, atol=0.0)
+    torch.testing.assert_close(loaded.state_dict(), trained.state_dict(), rtol=0.0, atol=0.0)
     untrained = tiny_latent_model(seed=options.seed).state_dict()
     assert any(not torch.equal(value, untrained[k]) for k, value in loaded.state_dict().items())
     manifest = json.loads((tmp_path / "bundle" / "manifest.json").read_text())
@@ -67,7 +62,7 @@ def test_bundle_holds_what_was_trained(options: MiniOptions, tmp_path: Path) -> 
 
 @pytest.mark.usefixtures("_tiny")
 def test_run_starts_from_a_bundles_weights(options: MiniOptions, tmp_path: Path) -> None:
-    first = train_mini(options)
+    train_mini(options)
     export_mini(options, tmp_path / "first", dtype="float32", calibration_questions=4)
     further = replace(
         options, run_directory=tmp_path / "further", start_from=tmp_path / "first", seed=1
@@ -83,7 +78,6 @@ def test_run_starts_from_a_bundles_weights(options: MiniOptions, tmp_path: Path)
     manifest = json.loads((tmp_path / "second" / "manifest.json").read_text())
     hashes = manifest["training"]["options"]["start_from"]
     assert hashes == asdict(read_bundle(tmp_path / "first").fingerprint)
-    assert first.config.aggregation.has_relevance
 
 
 def test_what_a_bundle_lacks_begins_untrained_and_what_is_unknown_is_refused(
@@ -91,7 +85,7 @@ def test_what_a_bundle_lacks_begins_untrained_and_what_is_unknown_is_refused(
 ) -> None:
     old = tiny_latent_model(seed=0)
     base_lm, networks = model_states(old)
-    without = {k: v for k, v in networks.items() if "relevance" not in k}
+    without = {k: v for k, v in networks.items() if ".late." not in k}
     contents = BundleContents(
         config=old.config,
         base_lm_config={},
@@ -103,9 +97,9 @@ def test_what_a_bundle_lacks_begins_untrained_and_what_is_unknown_is_refused(
         manifest={},
     )
     new = tiny_latent_model(seed=1)
-    fresh = new.aggregation.relevance.weight.clone()
+    fresh = new.aggregation.late.key.weight.clone()
     mini.start_from(new, contents)
-    assert torch.equal(new.aggregation.relevance.weight, fresh)
+    assert torch.equal(new.aggregation.late.key.weight, fresh)
     assert torch.equal(new.aggregation.evidence.weight, old.aggregation.evidence.weight)
     unknown = replace(contents, amortization_state={**without, "other.weight": fresh})
     with pytest.raises(CheckpointError, match=r"other\.weight is unexpected"):

@@ -170,7 +170,7 @@ def test_a_few_steps_on_few_paragraphs_lower_the_loss(tmp_path: Path, architectu
     ("architecture", "random"),
     [
         ("layerwise", ("aggregation", "pointer")),
-        ("latent", ("prefix", "pointer", "aggregation.late", "aggregation.relevance")),
+        ("latent", ("prefix", "pointer", "aggregation.late")),
     ],
 )
 def test_heads_that_start_at_random_learn_faster_than_what_is_warm(
