@@ -75,8 +75,8 @@ class AnswerRequest:
             mass: by modulation; empty where there are none.
         """
         places = list(range(len(self.texts)))
-        if self.modulations:
-            places.sort(key=lambda place: -mass[place])  # stable: equal ones keep their order
+        if self.modulations:  # a text beyond them has no mass; equal ones keep their order
+            places.sort(key=lambda place: -mass[place] if place < len(mass) else 0.0)
         return places[: self.num_texts]
 
 
