@@ -66,6 +66,7 @@ def test_a_job_killed_in_the_middle_is_finished_after_the_restart(
     assert indices == dict.fromkeys(range(64), 1)
 
 
+@pytest.mark.slow  # waits for a lease to run out
 def test_a_job_lost_in_its_only_attempt_is_dead_and_stays_listed(
     tmp_path: Path, bundle: Path
 ) -> None:
@@ -94,6 +95,7 @@ def redis(tmp_path: Path) -> Iterator[RedisProcess]:
     process.kill()
 
 
+@pytest.mark.slow  # waits for a lease to run out
 def test_the_job_of_a_killed_server_is_finished_by_the_other(
     tmp_path: Path, bundle: Path, redis: RedisProcess
 ) -> None:
