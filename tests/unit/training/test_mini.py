@@ -70,19 +70,15 @@ def test_run_starts_from_a_bundles_weights(options: MiniOptions, tmp_path: Path)
     model = tiny_latent_model(seed=1)
     mini.start_from(model, read_bundle(tmp_path / "first"))
     torch.testing.assert_close(model.state_dict(), load_bundle(tmp_path / "first").state_dict())
-    assert not torch.equal(
-        train_mini(replace(further, minutes=1e-9)).aggregation.evidence.weight,
-        tiny_latent_model(seed=1).aggregation.evidence.weight,
-    )
+    still = train_mini(replace(further, learning_rate=0.0))  # steps that change nothing
+    torch.testing.assert_close(still.state_dict(), model.state_dict())
     export_mini(further, tmp_path / "second", dtype="float32", calibration_questions=4)
     manifest = json.loads((tmp_path / "second" / "manifest.json").read_text())
     hashes = manifest["training"]["options"]["start_from"]
     assert hashes == asdict(read_bundle(tmp_path / "first").fingerprint)
 
 
-def test_what_a_bundle_lacks_begins_untrained_and_what_is_unknown_is_refused(
-    tmp_path: Path,
-) -> None:
+def test_what_a_bundle_lacks_begins_untrained_and_what_is_unknown_is_refused() -> None:
     old = tiny_latent_model(seed=0)
     base_lm, networks = model_states(old)
     without = {k: v for k, v in networks.items() if ".late." not in k}
