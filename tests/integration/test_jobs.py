@@ -126,6 +126,7 @@ def test_the_job_of_a_killed_server_is_finished_by_the_other(
     assert (len(texts), set(texts.values())) == (144, {1})
 
 
+@pytest.mark.slow  # three starts of a server
 def test_sigterm_gives_a_job_back_and_the_next_server_goes_on(tmp_path: Path, bundle: Path) -> None:
     first = ServerProcess(tmp_path, bundle=bundle, max_batch_chunks="2")  # a short last batch
     with make_client(first.url) as client:

@@ -1,8 +1,8 @@
 """Kill -9 while documents stream in: what was acknowledged is there afterwards, once.
 
-On SQLite and on Redis. Default: one round of each with 60 documents. With
-`pytest -m slow -s tests/integration/test_kill.py` ten rounds of each with 1,000, each printing what
-was acknowledged, present and duplicate.
+Default: one round on SQLite with 60 documents. With
+`pytest -m slow -s tests/integration/test_kill.py` one on Redis too, and ten rounds of each with
+1,000, each printing what was acknowledged, present and duplicate.
 """
 
 from __future__ import annotations
@@ -208,7 +208,7 @@ def check(outcome: Round, *, num_documents: int) -> None:
     assert outcome.answer["sources"] != []
 
 
-@pytest.fixture(params=["sqlite", "redis"])
+@pytest.fixture(params=["sqlite", pytest.param("redis", marks=pytest.mark.slow)])
 def store_url(request: pytest.FixtureRequest) -> str | None:
     """None: SQLite in the data directory."""
     if request.param == "sqlite":

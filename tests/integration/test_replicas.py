@@ -1,7 +1,8 @@
 """Two real servers on one real Redis: read your writes anywhere, and go on when Redis is gone.
 
-Default: seconds. `pytest -m slow -s tests/integration/test_replicas.py`: 1,000 writes each followed
-by a question to the other server, and Redis away for 30 s; each prints its figures.
+`pytest -m slow -s tests/integration/test_replicas.py`, some minutes: writes each followed by a
+question to the other server, and Redis away for 2 and for 30 s; each prints its figures. By default
+the same is seen with a tiny model: `test_read_your_writes.py`, `unit/engine/test_replicas.py`.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ import pytest
 from tests.integration.server_process import ServerProcess
 from tests.integration.test_kill import listed, make_client
 from tests.redis_process import RedisProcess
+
+pytestmark = pytest.mark.slow  # starts of servers with the shipped bundle
 
 NUM_ASKING = 2  # threads for each server
 QUESTION = {"question": "What is the code of the vault?", "mode": "memory", "max_new_tokens": 4}
@@ -63,7 +66,7 @@ def wait_until(condition: Callable[[], bool], *, within_s: float = 60.0) -> floa
     return time.monotonic() - began
 
 
-@pytest.mark.parametrize("rounds", [20, pytest.param(1000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("rounds", [20, 1000])
 def test_a_write_to_one_is_in_the_next_answer_of_the_other(
     replicas: list[httpx.Client], rounds: int
 ) -> None:
@@ -129,7 +132,7 @@ class Load:
         return threads
 
 
-@pytest.mark.parametrize("away_s", [2.0, pytest.param(30.0, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("away_s", [2.0, 30.0])
 def test_redis_killed_and_restarted_under_load(
     replicas: list[httpx.Client], redis: RedisProcess, away_s: float
 ) -> None:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import sqlite3
 import subprocess
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -193,10 +192,17 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def fill(place: Path, *, leaving: int) -> Path:
-    """A file that leaves that many bytes of the 4 MB free, about."""
-    found = os.statvfs(place)
+    """A file that leaves that many bytes of the 4 MB free, about.
+
+    It is written until nothing more goes in, then cut: how much is free, `statvfs` says only about
+    where a kernel counts blocks for each CPU, and the engine writes meanwhile.
+    """
     filler = place / "filler"
-    filler.write_bytes(bytes(max(0, found.f_bavail * found.f_frsize - leaving)))
+    with filler.open("wb", buffering=0) as file:
+        with suppress(OSError):
+            while file.write(bytes(4096)):
+                pass
+        file.truncate(file.tell() - leaving)
     return filler
 
 
