@@ -21,6 +21,7 @@ AnswerFeature = Literal[
     "overlap",
     "sentence_overlap",
     "is_literal",
+    "null",
 ]
 ANSWER_FEATURES: tuple[AnswerFeature, ...] = get_args(AnswerFeature)
 

@@ -20,6 +20,7 @@ from mac_core.networks.model import AnswerRequest, Generated
 from mac_core.types import Mode, Source
 
 MIN_PROBABILITY = 1e-6  # of a token; below it one token would outweigh everything else
+MAX_LOG_ODDS = 10.0  # of a document that does not answer
 MAX_LOGIT = 30.0  # beyond it the sigmoid is 0 or 1 to the last bit anyway
 
 
@@ -77,7 +78,8 @@ def features_of(
     the attention mass do: a bank of one document would be sure of it whatever is asked.
     """
     logs = [log(max(p, MIN_PROBABILITY)) for p in _probabilities(generated)]
-    best = _best(request, selected, generated)
+    place = _best(request, selected, generated)
+    best = None if place is None else selected[place]
     literal = [source for source in sources if source.span is not None]
     return {
         "mean_log_probability": sum(logs) / len(logs),
@@ -89,6 +91,8 @@ def features_of(
         # Of the sentence in which the answer stands: the right one speaks of what was asked.
         "sentence_overlap": _overlap(request.question, literal[0].snippet) if literal else 0.0,
         "is_literal": float(bool(literal)),
+        # Log-odds that the document does not answer, as it says of itself.
+        "null": 0.0 if place is None else _log_odds(generated.log_null[place : place + 1]),
     }
 
 
@@ -100,14 +104,21 @@ def probability(weights: ConfidenceWeights, features: dict[AnswerFeature, float]
     return 1.0 / (1.0 + exp(-max(-MAX_LOGIT, min(MAX_LOGIT, logit))))
 
 
-def _best(
-    request: AnswerRequest, selected: Sequence[Selected], generated: Generated
-) -> Selected | None:
-    """The chunk that the answer rests on most; None: nothing was read."""
+def _best(request: AnswerRequest, selected: Sequence[Selected], generated: Generated) -> int | None:
+    """Place of the chunk that the answer rests on most; None: nothing was read."""
     if not selected or what_was_read(request) == "none":
         return None
     masses = generated.document_mass
-    return selected[max(range(len(masses)), key=masses.__getitem__)] if masses else selected[0]
+    return max(range(len(masses)), key=masses.__getitem__) if masses else 0
+
+
+def _log_odds(logs: Sequence[float]) -> float:
+    """Of the one log-probability in `logs`, in [-MAX_LOG_ODDS, MAX_LOG_ODDS]; 0 without one."""
+    if not logs:
+        return 0.0
+    probability = exp(min(0.0, logs[0]))
+    odds = log(max(probability, MIN_PROBABILITY)) - log(max(1.0 - probability, MIN_PROBABILITY))
+    return max(-MAX_LOG_ODDS, min(MAX_LOG_ODDS, odds))
 
 
 def _probabilities(generated: Generated) -> tuple[float, ...]:

@@ -9,7 +9,7 @@ that all rows share are read where they lie.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -28,6 +28,30 @@ from mac_core.networks.attention import attend_online, shard_mass, slot_bias
 from mac_core.networks.values import BankSlice, QuestionEncoding, TargetModulation
 
 KeyedBank = tuple[BankSlice, AggregationKeys]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ByDocument:
+    """What one level says of each document of the bank."""
+
+    mass: Tensor  # (batch, documents), within its group
+    log_null: Tensor | None  # (batch, documents), see `TargetModulation`
+
+    @classmethod
+    def joined(cls, parts: Sequence[ByDocument], *, dim: int) -> ByDocument:
+        """Parts of the rows (0) or of the documents (1) in their order."""
+        nulls = [part.log_null for part in parts if part.log_null is not None]
+        return cls(
+            mass=torch.cat([part.mass for part in parts], dim=dim),
+            log_null=torch.cat(nulls, dim=dim) if nulls else None,
+        )
+
+    def first(self, documents: int) -> ByDocument:
+        """Without the padding behind them."""
+        return ByDocument(
+            mass=self.mass[:, :documents],
+            log_null=None if self.log_null is None else self.log_null[:, :documents],
+        )
 
 
 def group_ranges(bank_size: int, *, max_group: int) -> list[range]:
@@ -96,12 +120,12 @@ def aggregate_hierarchically(
     if documents <= max_group:
         target: TargetModulation = network(question, bank, keys)
         return target
-    groups, mass = _aggregate_groups(network, question, (bank, keys), max_group)
+    groups, below = _aggregate_groups(network, question, (bank, keys), max_group)
     above = aggregate_hierarchically(
         network, question, groups, network.keys(groups.slots, groups.mask), max_group=max_group
     )
     group_mass = above.document_mass.repeat_interleave(max_group, dim=1)[:, :documents]
-    return replace(above, document_mass=mass * group_mass)
+    return replace(above, document_mass=below.mass * group_mass, log_null=below.log_null)
 
 
 def shard_bank(bank: BankSlice, keys: AggregationKeys, *, max_documents: int) -> list[KeyedBank]:
@@ -141,12 +165,8 @@ def aggregate_flat(
 
 def _aggregate_groups(
     network: AggregationNetwork, question: QuestionEncoding, keyed: KeyedBank, max_group: int
-) -> tuple[BankSlice, Tensor]:
-    """One level: the groups' results as a bank, and each document's mass within its group.
-
-    Returns:
-        The bank of `(batch, groups)` results and the mass `(batch, documents)`.
-    """
+) -> tuple[BankSlice, ByDocument]:
+    """One level: the groups' results as a bank of `(batch, groups)`, and what of each document."""
     bank = keyed[0]
     batch, documents = bank.log_prior.shape
     if batch > 1 and len(bank.slots) == 1:
@@ -156,19 +176,20 @@ def _aggregate_groups(
             _aggregate_groups(network, _question_row(question, row), _row(keyed, row), max_group)
             for row in range(batch)
         ]
-        return _join([groups for groups, _ in rows], dim=0), torch.cat([mass for _, mass in rows])
+        joined = ByDocument.joined([below for _, below in rows], dim=0)
+        return _join([groups for groups, _ in rows], dim=0), joined
     whole = documents // max_group * max_group
     parts = [_aggregate_fold(network, question, _span(keyed, 0, whole), max_group)]
     if whole < documents:  # only the last, short group is padded, hence copied
         rest = _pad_documents(_span(keyed, whole, documents), max_group - (documents - whole))
         parts.append(_aggregate_fold(network, question, rest, max_group))
-    masses = torch.cat([mass for _, mass in parts], dim=1)[:, :documents]
-    return _join([groups for groups, _ in parts], dim=1), masses
+    below = ByDocument.joined([below for _, below in parts], dim=1).first(documents)
+    return _join([groups for groups, _ in parts], dim=1), below
 
 
 def _aggregate_fold(
     network: AggregationNetwork, question: QuestionEncoding, keyed: KeyedBank, max_group: int
-) -> tuple[BankSlice, Tensor]:
+) -> tuple[BankSlice, ByDocument]:
     """As `_aggregate_groups`, for whole groups and a bank of its own for each row."""
     batch, documents = keyed[0].log_prior.shape
     groups = documents // max_group
@@ -186,7 +207,11 @@ def _aggregate_fold(
         if target.origin is None
         else target.origin.reshape(batch, groups, *target.origin.shape[1:]),
     )
-    return results, target.document_mass.reshape(batch, documents)
+    null = target.log_null
+    return results, ByDocument(
+        mass=target.document_mass.reshape(batch, documents),
+        log_null=None if null is None else null.reshape(batch, documents),
+    )
 
 
 def _group_prior(bank: BankSlice) -> Tensor:

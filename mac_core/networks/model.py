@@ -92,6 +92,8 @@ class Generated:
     num_prefix_tokens: int
     num_completion_tokens: int
     probabilities: tuple[float, ...] = ()  # of its tokens, and of the one that closes it
+    # By modulation, log-probability that it does not answer; empty where aggregation cannot tell.
+    log_null: tuple[float, ...] = ()
 
 
 Arguments = ParamSpec("Arguments")
@@ -245,7 +247,8 @@ class MacModel(nn.Module):
         target = self._aggregate(requests, *question)
         prefix = None if target is None else self._prefix(requests, target)
         clock.lap("aggregate")
-        masses = [()] * len(requests) if target is None else target.document_mass.float().tolist()
+        masses = _by_row(None if target is None else target.document_mass, len(requests))
+        nulls = _by_row(None if target is None else target.log_null, len(requests))
         shown = [request.shown(mass) for request, mass in zip(requests, masses, strict=True)]
         prompt = self._prompt(requests, question, shown)
         context = start(self.base_lm, batch=len(requests), prefix=prefix)
@@ -284,6 +287,7 @@ class MacModel(nn.Module):
                 num_prefix_tokens=self._num_prefix_tokens(prefix, row.index),
                 num_completion_tokens=len(row.token_ids),
                 probabilities=tuple(row.probabilities),
+                log_null=tuple(nulls[row.index][: len(request.modulations)]),
             )
             for request, row in zip(requests, rows, strict=True)
         ]
@@ -425,6 +429,10 @@ def slot_memory(model: MacModel, target: TargetModulation) -> PointerMemory:
         log_prior=mass.gather(1, document).masked_fill(blank, -torch.inf),
         document=document,
     )
+
+
+def _by_row(values: Tensor | None, rows: int) -> list[list[float]]:
+    return [[]] * rows if values is None else values.float().tolist()
 
 
 def _document_mass(

@@ -6,11 +6,16 @@ its *evidence*; over all documents of the group the best `virtual_tokens` slots 
 documents' log-priors being their attention bias. Nothing is averaged. As with `select`, the best
 of the groups' best are the best of the bank, so the hierarchy is exact. The split of an encoder
 into a part that does not see the question and one that does is DeFormer's (arXiv 2005.00697).
+
+A document's first slot is its opening mark, which answers nothing: the share of the document's
+evidence that lies there is how likely the document does not answer, as BERT's null score in SQuAD
+2.0 (arXiv 1810.04805, section 4.3). It compares no two documents.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -77,15 +82,19 @@ class RefineAggregation(AggregationNetwork):
         """Refine, score and keep; above the first level the scores are there and slots stay."""
         batch, documents = bank.log_prior.shape
         mask = bank.mask.expand(batch, -1, -1)
+        log_null: Tensor | None = None  # the level below has said it
         if bank.log_bias is not None:
             slots = bank.slots.expand(batch, -1, -1, -1)
             scores = bank.log_bias.expand(batch, -1, -1).float()
         else:
             mask = mask & (bank.log_prior > -torch.inf)[..., None]
             slots = self._refine(question, bank.slots, mask)
-            scores = self.evidence(slots).squeeze(-1).float() + bank.log_prior[:, :, None]
+            evidence = self.evidence(slots).squeeze(-1).float()
+            log_null = null_share(evidence, mask)
+            scores = evidence + bank.log_prior[:, :, None]
         scores = scores.masked_fill(~mask, -torch.inf)  # (batch, documents, virtual_tokens)
-        return keep_best(slots, scores, origin=bank.origin, count=self.num_virtual_tokens)
+        kept = keep_best(slots, scores, origin=bank.origin, count=self.num_virtual_tokens)
+        return replace(kept, log_null=log_null)
 
     def _refine(self, question: QuestionEncoding, slots: Tensor, mask: Tensor) -> Tensor:
         """`(batch, documents, virtual_tokens, d_modulation)` with the question in sight.
@@ -119,6 +128,18 @@ class RefineAggregation(AggregationNetwork):
                 (pairs[:, None], torch.arange(longest, device=pairs.device)), read
             )
         return refined.reshape(batch, documents, virtual_tokens, width)
+
+
+def null_share(evidence: Tensor, mask: Tensor) -> Tensor:
+    """Log of the first slot's share of each document's evidence: `(batch, documents)`.
+
+    Args:
+        evidence: `(batch, documents, virtual_tokens)`; mask: bool, the same shape. A document
+            without slots answers nothing: 0.
+    """
+    real = evidence.masked_fill(~mask, torch.finfo(evidence.dtype).min)  # finite, for gradients
+    share = torch.log_softmax(real, dim=-1)[..., 0]
+    return share.masked_fill(~mask.any(-1), 0.0)
 
 
 def stack_late_keys(keys: Sequence[AggregationKeys]) -> tuple[Tensor, Tensor]:

@@ -70,6 +70,8 @@ class TargetModulation:
     log_bias: Tensor  # (batch, virtual_tokens), added to attention scores; -inf: no slot here
     document_mass: Tensor  # (batch, documents), attention mass by document, rows sum to 1
     origin: Tensor | None = None  # (batch, virtual_tokens, 4), see `Origin`
+    # (batch, documents), log-probability that the document does not answer; None: not known.
+    log_null: Tensor | None = None
 
     def unweighed(self, rows: Tensor) -> TargetModulation:
         """The same with every slot counting alike in the rows of bool `(batch,)`."""

@@ -38,6 +38,15 @@ def mini(
     bank_after: Annotated[
         float, typer.Option(min=0.0, max=1.0, help="Share of the minutes without distractors.")
     ] = 0.4,
+    distillation_weight: Annotated[
+        float, typer.Option(min=0.0, help="Of the text's reading, for memory's; 0: not at all.")
+    ] = 0.5,
+    null_weight: Annotated[
+        float, typer.Option(min=0.0, help="Of documents that should say they do not answer.")
+    ] = 0.3,
+    validation_questions: Annotated[
+        int, typer.Option(min=0, help="Held-out questions whose losses are logged at the end.")
+    ] = 512,
     seed: Annotated[int, typer.Option()] = 0,
     device: Annotated[str, typer.Option(help="Torch device.")] = "cpu",
     num_threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 2,
@@ -55,6 +64,9 @@ def mini(
         start_from=start_from,
         learning_rate=learning_rate,
         bank_after=bank_after,
+        distillation_weight=distillation_weight,
+        null_weight=null_weight,
+        validation_questions=validation_questions,
         seed=seed,
         device=device,
         num_threads=num_threads,

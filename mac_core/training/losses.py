@@ -1,9 +1,12 @@
-"""What is minimised: answer tokens under the mixture of vocabulary and copying, and selection.
+"""What is minimised: answer tokens under the mixture of vocabulary and copying, what another
+reading of them says, the document that is selected, and where in it the answer stands.
 
 Both are averages in nats; gradients stay finite where a row has nothing to copy.
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -17,6 +20,7 @@ STEPS_ROUND = 32  # few different shapes of the largest matrix product
 # one target among many, and without it everything after is wrong.
 START_WEIGHT = 3.0
 END_WEIGHT = 2.0
+MIN_PROBABILITY = 1e-8  # of a token, where distributions are compared
 IMPOSSIBLE = -1e9  # finite, so that the gradient of an empty log-sum-exp is 0 and not NaN
 
 
@@ -57,6 +61,73 @@ def answer_loss(
     return -(either * weight).sum()
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AnswerStates:
+    """The base LM before each token of some annotated answers, and what it may copy there."""
+
+    hidden: Tensor  # (batch, steps, d_model)
+    last: Tensor  # (batch, steps, d_model), embedding of the token before each target
+    targets: Tensor  # (batch, steps)
+    target_mask: Tensor  # (batch, steps), bool
+    copy_mask: Tensor | None  # (batch, steps, 2 * tokens), bool
+    memory: PointerMemory | None
+
+
+def distillation_loss(
+    base_lm: BaseLM,
+    pointer: PointerHead | None,
+    *,
+    teacher: AnswerStates,
+    student: AnswerStates,
+    rows: Tensor,
+    end_id: int,
+) -> Tensor:
+    """Mean divergence, in nats, of the student's next-token distribution from the teacher's.
+
+    Over the whole mixture, so that what the teacher copies from a text the student may copy from
+    wherever it finds it (Hinton et al. 2015, arXiv 1503.02531). The teacher gets no gradient.
+
+    Args:
+        teacher, student: the same answers after different prompts.
+        rows: `(batch,)`, bool: answers that count; where none does, the loss is 0.
+    """
+    places = (student.target_mask & rows[:, None]).nonzero()  # (targets, 2): row and step
+    if not len(places):
+        return student.hidden.sum() * 0.0
+    with torch.no_grad():
+        wanted = log_mixture(base_lm, pointer, teacher, places, end_id=end_id)
+    found = log_mixture(base_lm, pointer, student, places, end_id=end_id)
+    return F.kl_div(found, wanted, log_target=True, reduction="batchmean")
+
+
+def log_mixture(
+    base_lm: BaseLM,
+    pointer: PointerHead | None,
+    states: AnswerStates,
+    places: Tensor,
+    *,
+    end_id: int,
+) -> Tensor:
+    """Log of the distribution that generation draws from: `(targets, vocabulary)`, float32.
+
+    Args:
+        places: `(targets, 2)`, row and step of each.
+    """
+    rows, steps = places.unbind(1)
+    scores = base_lm.logits(states.hidden[rows, steps]).float()
+    if pointer is None or states.memory is None:
+        return torch.log_softmax(scores, dim=-1)
+    log_vocabulary, log_copying = pointer.log_gate(states.hidden, states.memory)
+    attention = pointer.log_attention(states.hidden, states.last, states.memory)
+    copying = log_copying[rows, steps, None].exp()
+    copied, ended = (copying * attention[rows, steps].exp()).chunk(2, dim=-1)
+    probabilities = log_vocabulary[rows, steps, None].exp() * torch.softmax(scores, dim=-1)
+    probabilities = probabilities.scatter_add(1, states.memory.token_ids[rows], copied)
+    at_end = F.one_hot(torch.tensor(end_id, device=rows.device), scores.shape[1])
+    probabilities = probabilities + at_end * ended.sum(-1, keepdim=True)
+    return probabilities.clamp_min(MIN_PROBABILITY).log()
+
+
 def target_weights(target_mask: Tensor) -> Tensor:
     """What each target counts: `(batch, steps)`, float32, 0 where there is none.
 
@@ -92,3 +163,13 @@ def evidence_loss(log_evidence: Tensor, is_answer: Tensor) -> Tensor:
     on_answer = scores.masked_fill(~is_answer, IMPOSSIBLE).logsumexp(1)
     loss = scores.logsumexp(1) - on_answer
     return (loss * has_answer).sum() / has_answer.sum().clamp_min(1)
+
+
+def null_loss(log_null: Tensor) -> Tensor:
+    """How surely the documents that do not answer say so, in nats; 0 where there are none.
+
+    Args:
+        log_null: `(questions, documents)`, see `TargetModulation`; the right document is the first.
+    """
+    wrong = log_null[:, 1:]
+    return -wrong.sum() / max(1, wrong.numel())

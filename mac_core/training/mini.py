@@ -31,6 +31,7 @@ from mac_core.training.data import (
     split_by_article,
 )
 from mac_core.training.held_out import HeldOut
+from mac_core.training.infilling import load_infilling
 from mac_core.training.options import MiniOptions
 from mac_core.training.resume import load_training_state
 from mac_core.training.trainer import STATE_FILE, Progress, Trainer, make_optimizer
@@ -42,6 +43,7 @@ SOURCES: dict[str, tuple[Callable[[Path], list[Paragraph]], str]] = {
     "squadshifts-reddit": (load_squad, "squadshifts/reddit-v1.0.json.xz"),
     "squadshifts-amazon": (load_squad, "squadshifts/amazon-v1.0.json.xz"),
     "fairytaleqa": (load_fairytaleqa, "fairytaleqa/train.jsonl.xz"),
+    "infilling": (load_infilling, "openstax/prose.jsonl.xz"),
 }
 
 
@@ -81,7 +83,7 @@ def train_mini(options: MiniOptions, *, report: Report = lambda line: None) -> M
     options.run_directory.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(options.num_threads)
     torch.manual_seed(options.seed)
-    train, _ = load_sources(options)
+    train, held_out = load_sources(options)
     model = warm_mini(options)
     if options.start_from is not None:
         start_from(model, read_bundle(options.start_from))
@@ -95,6 +97,9 @@ def train_mini(options: MiniOptions, *, report: Report = lambda line: None) -> M
     trainer.resume()
     for line in trainer.run():
         report(line)
+    if held_out and options.validation_questions:
+        kept = encode_paragraphs(held_out, fast)
+        report(trainer.validate(kept, mine_neighbours(kept)))
     return model
 
 

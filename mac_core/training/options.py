@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 # The first gives the held-out articles and most of the steps.
-SOURCES = ("squad", "squadshifts-reddit", "squadshifts-amazon", "fairytaleqa")
+SOURCES = ("squad", "squadshifts-reddit", "squadshifts-amazon", "fairytaleqa", "infilling")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,7 +26,10 @@ class MiniOptions:
     head_rate: float = 2.0  # times the learning rate, for what starts at random
     bank_after: float = 0.4  # share of the budget after which distractors join
     max_documents: int = 2  # the right one and its distractors
+    distillation_weight: float = 0.5  # of the text's reading, for the same questions without it
+    null_weight: float = 0.3  # of documents that do not answer and do not say so
     past_documents: int = 2048  # encoded in earlier steps, beside the batch's own
+    validation_questions: int = 512  # on held-out articles, asked once the minutes are spent
     held_out_fraction: float = 0.04  # articles kept for calibration and choice of settings
     num_virtual_tokens: int = 256  # slots of a chunk, framing included, and of a target
     depth: int = 4  # encoder layers that a document runs through before any question is known

@@ -30,8 +30,11 @@ from mac_core.networks.values import (
 )
 from mac_core.training.data import Batch
 from mac_core.training.losses import (
+    AnswerStates,
     answer_loss,
+    distillation_loss,
     evidence_loss,
+    null_loss,
     selection_loss,
     target_weights,
 )
@@ -55,6 +58,9 @@ class StepConfig:
     selection_weight: float = 0.3
     late_weight: float = 0.3
     evidence_weight: float = 0.5
+    null_weight: float = 0.3
+    # hybrid: what is read with the text teaches the same questions read without it; 0: nothing.
+    distillation_weight: float = 0.0
     selection_scale: float = 20.0
     wrong_text_fraction: float = 0.2  # hybrid: questions whose prompt holds a distractor's text
 
@@ -133,25 +139,30 @@ def training_loss(
             prefix = model.prefix(target)
             copied = Copied.of_slots(model, framed, target)
             losses["evidence"] = evidence_loss(target.log_bias, copied.mask.any(1))
+            if target.log_null is not None and chosen.index.shape[1] > 1:
+                losses["null"] = null_loss(target.log_null)
         else:
             prefix = aggregate(model, question, encoded, chosen)
             copied = Copied.of_documents(model, framed, encoded, chosen)
-    losses["answer"] = read_answers(
+    losses |= read_answers(
         model,
         batch,
         framed,
         prefix=prefix,
         copied=copied,
         shown=shown if config.mode in ("text", "hybrid") else None,
+        distils=config.mode == "hybrid" and config.distillation_weight > 0.0,
     )
-    losses["total"] = losses["answer"]
-    for name, weight in (
-        ("selection", config.selection_weight),
-        ("late", config.late_weight),
-        ("evidence", config.evidence_weight),
-    ):
-        if name in losses:
-            losses["total"] = losses["total"] + weight * losses[name]
+    weights = {
+        "answer": 1.0,
+        "student": 1.0,
+        "distillation": config.distillation_weight,
+        "selection": config.selection_weight,
+        "late": config.late_weight,
+        "evidence": config.evidence_weight,
+        "null": config.null_weight,
+    }
+    losses["total"] = torch.stack([weights[name] * loss for name, loss in losses.items()]).sum()
     return losses
 
 
@@ -397,32 +408,61 @@ def read_answers(
     prefix: Prefix | None,
     copied: Copied | None,
     shown: Tensor | None,
-) -> Tensor:
-    """Loss of the annotated answers behind their prompts, those of like length together.
+    distils: bool = False,
+) -> dict[str, Tensor]:
+    """Losses of the annotated answers behind their prompts, those of like length together.
 
     Args:
         shown: `(questions,)`, document whose text stands in the prompt; None: no text.
+        distils: read each question without the text too (`student`), and compare with what is
+            read where the right text stands (`distillation`).
     """
     lengths = framed.question_mask.sum(1) + batch.answer_mask.sum(1).to(model.device)
     if shown is not None:
         lengths = lengths + framed.document_mask.sum(1)[shown]
-    total, weights = torch.zeros((), device=model.device), 0.0
+    totals, weights = dict[str, Tensor](), 0.0
     for rows in lengths.argsort().chunk(NUM_BUCKETS):
-        loss, weight = _read_rows(
-            model,
-            _cut(framed.question_ids, framed.question_mask, rows, QUESTION_ROUND),
-            _cut(
-                batch.answer_ids.to(model.device),
-                batch.answer_mask.to(model.device),
-                rows,
-                ANSWER_ROUND,
-            ),
-            prefix=None if prefix is None else prefix.rows(rows),
-            copied=None if copied is None else copied.rows(rows),
-            text=None if shown is None else _shown_text(framed, rows, shown[rows]),
+        question = _cut(framed.question_ids, framed.question_mask, rows, QUESTION_ROUND)
+        answer = _cut(
+            batch.answer_ids.to(model.device),
+            batch.answer_mask.to(model.device),
+            rows,
+            ANSWER_ROUND,
         )
-        total, weights = total + loss * weight, weights + weight
-    return total / weights
+        own = None if prefix is None else prefix.rows(rows)
+        mine = None if copied is None else copied.rows(rows)
+        text = None if shown is None else _shown_text(framed, rows, shown[rows])
+        read = _read_rows(model, question, answer, prefix=own, copied=mine, text=text)
+        found = {"answer": _loss_of(model, read)}
+        if distils and shown is not None:
+            student = _read_rows(model, question, answer, prefix=own, copied=mine, text=None)
+            found["student"] = _loss_of(model, student)
+            found["distillation"] = distillation_loss(
+                model.base_lm,
+                model.pointer,
+                teacher=read,
+                student=student,
+                rows=shown[rows] == framed.right[rows],
+                end_id=model.layout.end_id,
+            )
+        weight = float(target_weights(read.target_mask).sum())
+        weights += weight
+        for name, loss in found.items():
+            totals[name] = totals.get(name, torch.zeros_like(loss)) + loss * weight
+    return {name: total / weights for name, total in totals.items()}
+
+
+def _loss_of(model: MacModel, read: AnswerStates) -> Tensor:
+    return answer_loss(
+        model.base_lm,
+        model.pointer,
+        hidden=read.hidden,
+        last=read.last,
+        targets=read.targets,
+        target_mask=read.target_mask,
+        copy_mask=read.copy_mask,
+        memory=read.memory,
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -449,8 +489,8 @@ def _read_rows(
     prefix: Prefix | None,
     copied: Copied | None,
     text: ShownText | None,
-) -> tuple[Tensor, float]:
-    """Mean loss of some rows, teacher-forced, and the weight of their targets."""
+) -> AnswerStates:
+    """Read some rows with their annotated answers behind them."""
     answer_ids, answer_mask = answer
     num_steps = answer_ids.shape[1] + 1
     prompt = make_prompt(
@@ -482,9 +522,7 @@ def _read_rows(
     if copied is not None:
         mask = copied.mask[:, :num_steps]
         copy_mask = torch.cat([mask, ending_mask(mask, answer_mask.sum(1))], dim=-1)
-    loss = answer_loss(
-        model.base_lm,
-        model.pointer,
+    return AnswerStates(
         hidden=hidden.gather(1, where[..., None].expand(-1, -1, hidden.shape[-1])),
         last=model.base_lm.input_embeddings(ids.gather(1, where)),
         targets=targets,
@@ -492,7 +530,6 @@ def _read_rows(
         copy_mask=copy_mask,
         memory=None if copied is None else copied.memory,
     )
-    return loss, float(target_weights(target_mask).sum())
 
 
 def _cut(ids: Tensor, mask: Tensor, rows: Tensor, multiple: int) -> tuple[Tensor, Tensor]:

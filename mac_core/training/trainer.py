@@ -27,6 +27,7 @@ from mac_core.training.options import MiniOptions
 from mac_core.training.past import PastDocuments
 from mac_core.training.resume import load_training_state, save_training_state
 from mac_core.training.step import StepConfig, training_loss
+from mac_core.training.validation import held_out_losses
 from mac_core.types import Mode
 
 STATE_FILE = "state.safetensors"
@@ -158,17 +159,27 @@ class Trainer:
             max_answer_tokens=self.options.max_answer_tokens,
         )
 
+    def validate(self, encoded: EncodedParagraphs, neighbours: IntArray) -> dict[str, float]:
+        """Measure and log the losses on held-out paragraphs; none where none are asked for."""
+        with torch.autocast(self.options.device, torch.bfloat16, enabled=self._autocasts):
+            losses = held_out_losses(self.model, encoded, neighbours, self.options)
+        return self._written({f"held_out_{name}": loss for name, loss in losses.items()})
+
     def _report(self, window: list[dict[str, float]]) -> dict[str, float]:
         names = sorted({name for losses in window for name in losses})
-        means = {
-            name: float(np.mean([losses[name] for losses in window if name in losses]))
-            for name in names
-        }
+        return self._written(
+            {
+                name: float(np.mean([losses[name] for losses in window if name in losses]))
+                for name in names
+            }
+        )
+
+    def _written(self, values: dict[str, float]) -> dict[str, float]:
         line = {
             "step": self.progress.step,
             "minutes": round(self.progress.elapsed_s / 60.0, 2),
             "questions": self.progress.questions,
-            **{name: round(value, 4) for name, value in means.items()},
+            **{name: round(value, 4) for name, value in values.items()},
         }
         with self._log.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
@@ -183,7 +194,12 @@ def draw_step(options: MiniOptions, *, share: float, rng: np.random.Generator) -
     modes, weights = zip(*MODES, strict=True)
     mode = modes[int(rng.choice(len(modes), p=weights))]
     many = share >= options.bank_after and rng.random() < CROWDED
-    return StepConfig(mode=mode, num_documents=options.max_documents if many else 1)
+    return StepConfig(
+        mode=mode,
+        num_documents=options.max_documents if many else 1,
+        distillation_weight=options.distillation_weight,
+        null_weight=options.null_weight,
+    )
 
 
 def make_optimizer(model: MacModel, options: MiniOptions) -> AdamW:

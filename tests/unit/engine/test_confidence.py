@@ -52,6 +52,7 @@ def judged(
         num_prefix_tokens=0,
         num_completion_tokens=0,
         probabilities=probabilities,
+        log_null=(log(0.2), log(0.9))[: len(request.modulations)],
     )
     return judge(config, request, selected[0], generated)
 
@@ -67,6 +68,7 @@ def test_features_of_an_answer_are_what_their_names_say() -> None:
         "overlap": pytest.approx(2 / 3),  # "flow" is not "flows"
         "sentence_overlap": 0.0,  # it stands in none
         "is_literal": 0.0,
+        "null": pytest.approx(log(0.2 / 0.8)),  # of the document that the answer rests on most
     }
     assert set(made.features) == set(ANSWER_FEATURES)
 
@@ -100,9 +102,9 @@ def test_no_feature_depends_on_what_else_is_in_the_bank() -> None:
 
 @pytest.mark.parametrize("mode", ["none", "memory"])
 def test_features_without_documents_are_those_of_the_words_alone(mode: Mode) -> None:
-    nothing = ("cosine", "late", "overlap", "sentence_overlap", "is_literal")
+    nothing = ("cosine", "late", "overlap", "sentence_overlap", "is_literal", "null")
     made = judged("hamburg", documents=[] if mode == "memory" else [RIVER], mode=mode)
-    assert [made.features[name] for name in nothing] == [0.0] * 5
+    assert [made.features[name] for name in nothing] == [0.0] * 6
     assert made.features["mean_log_probability"] < 0.0
 
 

@@ -322,3 +322,56 @@ def test_gradient_is_finite_beside_a_row_without_documents() -> None:
     gradients = [p.grad for p in network.parameters() if p.grad is not None]
     assert len(gradients) > 10
     assert all(gradient.isfinite().all() for gradient in gradients)
+
+
+# ---- documents that do not answer
+
+
+@torch.no_grad()
+def test_a_documents_first_slot_says_how_likely_it_does_not_answer() -> None:
+    network, question = refining(), sample_question(1)
+    bank = ragged_bank(1, DOCUMENTS)
+    target = run(network, question, bank)
+    assert target.log_null is not None
+    for document in range(DOCUMENTS):
+        _, scores = read_apart(network, question, bank, document)
+        expected = scores.log_softmax(0)[0]
+        torch.testing.assert_close(target.log_null[0, document], expected, **TOLERANCE)
+
+
+@torch.no_grad()
+def test_whether_a_document_answers_depends_neither_on_its_prior_nor_on_the_others() -> None:
+    network, question, bank = refining(), sample_question(1), ragged_bank(1, DOCUMENTS)
+    everything = run(network, question, bank).log_null
+    alone = replace(
+        bank,
+        slots=bank.slots[:, 1:2],
+        mask=bank.mask[:, 1:2],
+        log_prior=torch.zeros(1, 1),
+    )
+    assert everything is not None
+    found = run(network, question, alone).log_null
+    torch.testing.assert_close(found, everything[:, 1:2], **TOLERANCE)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("rows", [1, 3], ids=["shared bank", "a bank per row"])
+@pytest.mark.parametrize("documents", [3, 5, 18])
+def test_groups_say_the_same_of_every_document(documents: int, rows: int) -> None:
+    network, question = refining(), sample_question(3)
+    bank = numbered(ragged_bank(3, documents, rows=rows))
+    flat = network(question, bank, NO_KEYS).log_null
+    grouped = aggregate_hierarchically(network, question, bank, NO_KEYS, max_group=4).log_null
+    torch.testing.assert_close(grouped, flat, **TOLERANCE)
+
+
+def test_a_document_without_slots_does_not_answer_and_has_no_gradient_of_nan() -> None:
+    network, bank = refining(), ragged_bank(1, DOCUMENTS)
+    mask = bank.mask.clone()
+    mask[0, 2] = False
+    log_null = run(network, sample_question(1), replace(bank, mask=mask)).log_null
+    assert log_null is not None
+    assert float(log_null.detach()[0, 2]) == 0.0
+    log_null.sum().backward()
+    assert network.evidence.weight.grad is not None
+    assert network.evidence.weight.grad.isfinite().all()

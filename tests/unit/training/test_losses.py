@@ -12,8 +12,12 @@ from mac_core.networks.pointer import PointerMemory
 from mac_core.training.losses import (
     END_WEIGHT,
     START_WEIGHT,
+    AnswerStates,
     answer_loss,
+    distillation_loss,
     evidence_loss,
+    log_mixture,
+    null_loss,
     selection_loss,
     target_weights,
 )
@@ -145,3 +149,83 @@ def test_gradient_of_the_evidence_raises_the_answers_slots_alone() -> None:
     evidence_loss(scores, is_answer).backward()
     assert scores.grad is not None
     assert torch.sign(scores.grad).tolist() == [[-1.0, 1.0, 0.0], [0.0, 0.0, 0.0]]
+
+
+# ---- what another reading says
+
+
+def states(*, seed: int, is_empty: bool = False) -> AnswerStates:
+    given = inputs(is_empty=is_empty)
+    given["hidden"] = normal(ROWS, STEPS, WIDTH, seed=seed)
+    return AnswerStates(**given)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("is_empty", [False, True])
+def test_compared_distributions_are_those_that_generation_draws_from(is_empty: bool) -> None:
+    model, read, end_id = tiny_bert_model(), states(seed=8, is_empty=is_empty), 3
+    places = MASK.nonzero()
+    found = log_mixture(model.base_lm, model.pointer, read, places, end_id=end_id).exp()
+    for target, (row, step) in enumerate(places.tolist()):
+        state, last = read.hidden[[row], step][:, None], read.last[[row], step][:, None]
+        memory = read.memory.rows(torch.tensor([row]))
+        scores = model.base_lm.logits(state)[:, 0]
+        mixed = model.pointer.mix(scores, state, last, memory, end_id=end_id)
+        torch.testing.assert_close(found[target], mixed.probabilities[0], rtol=1e-4, atol=1e-7)
+
+
+@torch.no_grad()
+def test_distillation_is_the_mean_divergence_over_the_rows_that_count() -> None:
+    model, teacher, student = tiny_bert_model(), states(seed=8), states(seed=9)
+    for rows in ([True, False], [True, True]):
+        places = (MASK & torch.tensor(rows)[:, None]).nonzero()
+        wanted, found = (
+            log_mixture(model.base_lm, model.pointer, read, places, end_id=3).double()
+            for read in (teacher, student)
+        )
+        expected = (wanted.exp() * (wanted - found)).sum(1).mean()
+        loss = distillation_loss(
+            model.base_lm,
+            model.pointer,
+            teacher=teacher,
+            student=student,
+            rows=torch.tensor(rows),
+            end_id=3,
+        )
+        assert float(loss) == pytest.approx(float(expected), rel=1e-4)
+        assert float(loss) > 0.0
+
+
+def test_only_the_student_learns_and_nothing_from_itself() -> None:
+    model = tiny_bert_model()
+    teacher, student = states(seed=8), states(seed=9)
+    teacher.hidden.requires_grad_()
+    student.hidden.requires_grad_()
+
+    def loss(taught: AnswerStates, *, rows: list[bool]) -> Tensor:
+        return distillation_loss(
+            model.base_lm,
+            model.pointer,
+            teacher=teacher,
+            student=taught,
+            rows=torch.tensor(rows),
+            end_id=3,
+        )
+
+    loss(student, rows=[True, False]).backward()
+    assert teacher.hidden.grad is None
+    assert student.hidden.grad is not None
+    assert student.hidden.grad[0].abs().sum() > 0
+    assert student.hidden.grad[1].abs().sum() == 0  # its text was another document's
+    assert float(loss(teacher, rows=[True, True]).detach()) == pytest.approx(0.0, abs=1e-6)
+    assert float(loss(student, rows=[False, False]).detach()) == 0.0
+
+
+# ---- documents that do not answer
+
+
+def test_null_loss_is_the_surprise_at_wrong_documents_saying_no() -> None:
+    log_null = torch.tensor([[0.1, 0.5, 0.25], [0.9, 1.0, 0.5]]).log()
+    expected = -sum(math.log(p) for p in (0.5, 0.25, 1.0, 0.5)) / 4
+    assert float(null_loss(log_null)) == pytest.approx(expected)
+    assert float(null_loss(log_null[:, :1])) == 0.0

@@ -288,6 +288,51 @@ def test_late_interaction_is_told_the_right_document_from_all_that_it_ranks() ->
     torch.testing.assert_close(losses["total"], weighed + 0.5 * losses["evidence"])
 
 
+# ---- the text's reading teaches the memory's
+
+
+def test_a_hybrid_step_reads_its_questions_without_the_text_too() -> None:
+    model, batch = tiny_latent_model(), sample()
+    hybrid = StepConfig(mode="hybrid", distillation_weight=0.25)
+    with torch.no_grad():
+        found = training_loss(model, batch, hybrid, generator=seeded())
+        alone = training_loss(model, batch, StepConfig(mode="memory"), generator=seeded())
+        plain = training_loss(model, batch, StepConfig(mode="hybrid"), generator=seeded())
+    torch.testing.assert_close(found["student"], alone["answer"])
+    torch.testing.assert_close(found["answer"], plain["answer"])
+    assert set(found) - set(plain) == {"student", "distillation"}
+    more = found["student"] + 0.25 * found["distillation"]
+    torch.testing.assert_close(found["total"], plain["total"] + more)
+    assert float(found["distillation"]) > 0.0
+
+
+def test_a_wrong_text_teaches_nothing() -> None:
+    config = StepConfig(
+        mode="hybrid", num_documents=3, wrong_text_fraction=1.0, distillation_weight=1.0
+    )
+    losses = training_loss(tiny_latent_model(), sample(), config, generator=seeded())
+    assert float(losses["distillation"]) == 0.0
+
+
+@pytest.mark.parametrize("mode", ["memory", "text"])
+def test_only_hybrid_steps_distil(mode: Mode) -> None:
+    config = StepConfig(mode=mode, distillation_weight=1.0)
+    losses = training_loss(tiny_latent_model(), sample(), config, generator=seeded())
+    assert "distillation" not in losses
+
+
+def test_distractors_learn_to_say_that_they_do_not_answer() -> None:
+    model, batch = tiny_latent_model(), sample()
+    crowded = training_loss(
+        model, batch, StepConfig(mode="memory", num_documents=3), generator=seeded()
+    )
+    weighed = crowded["answer"] + 0.3 * (crowded["selection"] + crowded["late"] + crowded["null"])
+    torch.testing.assert_close(crowded["total"], weighed + 0.5 * crowded["evidence"])
+    assert float(crowded["null"]) > 0.0
+    alone = training_loss(model, batch, StepConfig(mode="memory"), generator=seeded())
+    assert "null" not in alone
+
+
 # ---- documents of earlier steps
 
 
