@@ -16,14 +16,14 @@ RUN pip install --constraint constraints.txt ${TORCH_INDEX:+--extra-index-url "$
 COPY pyproject.toml README.md LICENSE NOTICE ./
 COPY mac_core mac_core
 COPY server server
-RUN pip install --constraint constraints.txt ".[faiss]"
+RUN pip install --constraint constraints.txt ".[faiss,import]"
 
 FROM build AS build-cuda
 RUN pip install --constraint constraints.txt torch
 COPY pyproject.toml README.md LICENSE NOTICE ./
 COPY mac_core mac_core
 COPY server server
-RUN pip install --constraint constraints.txt ".[faiss]"
+RUN pip install --constraint constraints.txt ".[faiss,import]"
 
 FROM python:${PYTHON_VERSION}-slim AS runtime
 RUN groupadd --gid 10001 mac \

@@ -283,13 +283,14 @@ class Candidates:
 def choose(
     candidates: Candidates, framed: Framed, config: StepConfig, *, generator: torch.Generator
 ) -> Chosen:
-    """The right document and the hardest others, with their log-prior.
+    """The right document and the hardest others, as many as there are, with their log-prior.
 
     The prior is flattened at random, so that reading does not lean on selection alone.
     """
     scores = candidates.scores  # (questions, candidates)
     hidden_right = scores.scatter(1, framed.right[:, None], torch.inf)
-    place = hidden_right.topk(config.num_documents, dim=1).indices  # the right one is first
+    count = min(config.num_documents, scores.shape[1])
+    place = hidden_right.topk(count, dim=1).indices  # the right one is first
     trust = torch.rand(len(place), 1, generator=generator).to(scores.device)
     log_prior = torch.log_softmax(trust * scores.gather(1, place), dim=1)
     return Chosen(index=candidates.index[place], log_prior=log_prior)

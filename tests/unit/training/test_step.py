@@ -246,6 +246,12 @@ def test_right_document_is_first_and_none_is_twice(count: int) -> None:
     assert torch.tensor(log_prior).exp().sum(1).tolist() == pytest.approx([1.0] * len(index))
 
 
+def test_a_step_reads_as_many_documents_as_there_are() -> None:
+    model, batch = tiny_latent_model(), sample()
+    index, _ = chosen_documents(model, batch, StepConfig(mode="memory", num_documents=9))
+    assert {len(row) for row in index} == {len(batch.document_ids)}
+
+
 @pytest.mark.parametrize("has_late", [False, True])
 def test_distractors_are_the_hardest_of_the_batch(has_late: bool) -> None:
     model, batch = (tiny_latent_model() if has_late else tiny_bert_model()), sample()
