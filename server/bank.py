@@ -6,9 +6,10 @@ import json
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, TextIO
+from tempfile import NamedTemporaryFile
+from typing import Annotated, TextIO, cast
 
 import typer
 
@@ -68,19 +69,27 @@ def export(
     namespace: Annotated[str, typer.Option(help="Whose documents.")] = "default",
     out: Annotated[Path | None, typer.Option(help="A file; standard output by default.")] = None,
 ) -> None:
-    """Write documents as JSON lines that `mac ingest` and POST /documents take again."""
+    """Write documents as JSON lines that `mac ingest` and POST /documents take again.
+
+    Exit code 1 when corrupt records are left out.
+    """
     from mac_core.engine.maintenance import export_documents
     from server.exporting import line_of
 
-    count = 0
-    with reporting("mac bank export"), _opened(out) as lines:
+    count, corrupt = 0, list[str]()
+    with reporting("mac bank export"), _replacing(out) as lines:
         now = time.time()
-        for info in export_documents(named_store(data_dir, store_url), namespace):
+        url = named_store(data_dir, store_url)
+        for info in export_documents(url, namespace, skip=lambda e: corrupt.append(str(e))):
             if info.expires_at is not None and info.expires_at <= now:
                 continue
             lines.write(json.dumps(line_of(info), ensure_ascii=False) + "\n")
             count += 1
-    typer.echo(f"{count} documents exported", err=True)
+    for line in corrupt:
+        typer.echo(line, err=True)
+    left_out = f", {len(corrupt)} corrupt left out" if corrupt else ""
+    typer.echo(f"{count} documents exported{left_out}", err=True)
+    raise typer.Exit(1 if corrupt else 0)
 
 
 @app.command()
@@ -101,8 +110,21 @@ def verify(data_dir: DataDir = None, store_url: StoreUrl = None) -> None:
     raise typer.Exit(1 if found.corrupt else 0)
 
 
-def _opened(path: Path | None) -> AbstractContextManager[TextIO]:
-    return nullcontext(sys.stdout) if path is None else path.open("w", encoding="utf-8")
+@contextmanager
+def _replacing(path: Path | None) -> Iterator[TextIO]:
+    """A file that takes the place of `path` once all of it is written; None: standard output."""
+    if path is None:
+        yield sys.stdout
+        return
+    with NamedTemporaryFile(
+        "w", encoding="utf-8", dir=path.parent, prefix=f".{path.name}.", delete=False
+    ) as file:
+        try:
+            yield cast(TextIO, file)
+        except BaseException:
+            Path(file.name).unlink()
+            raise
+    Path(file.name).replace(path)
 
 
 def named_store(data_dir: Path | None, store_url: str | None) -> str:

@@ -27,4 +27,6 @@ def line_of(info: DocumentInfo, *, now: float | None = None) -> dict[str, Any]:
         line["published_at"] = published_at.isoformat()
     if info.expires_at is not None:
         line["ttl_seconds"] = max(0.001, info.expires_at - now)
+    if info.pinned:
+        line["pinned"] = True
     return line

@@ -118,7 +118,12 @@ class DocumentBody(Body):
     metadata: Metadata = Field(default_factory=dict)
     published_at: Timestamp | None = None
     namespace: Namespace | None = Field(default=None, description='"default" when not given')
-    ttl_seconds: float | None = Field(default=None, gt=0, le=3_153_600_000)
+    ttl_seconds: float | None = Field(
+        default=None,
+        gt=0,
+        le=3_153_600_000,
+        description="forgotten after; counted anew, as an update, whenever the document comes",
+    )
     on_conflict: OnConflict = "upsert"
     pinned: bool = Field(
         default=False, description="never removed to make room; DELETE and ttl_seconds still do"

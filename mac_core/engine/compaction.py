@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mac_core.config import DEFAULT_BITS
 from mac_core.engine.ports import AnsweringModel
-from mac_core.errors import InvalidInput
+from mac_core.errors import CorruptRecord, InvalidInput
 from mac_core.memory.codebook import Codebook, train_codebook
 from mac_core.memory.codebook_records import codebook_record, is_own_id, stored_codebooks
 from mac_core.memory.compaction import (
@@ -42,6 +42,7 @@ class CompactionReport:
     bytes_before: int
     bytes_after: int
     codebook_bytes: int  # shared by all; 0: no codebook
+    num_corrupt: int = 0  # left as they are
 
     def sentence(self, *, is_dry_run: bool) -> str:
         """For whoever ran the command."""
@@ -51,6 +52,7 @@ class CompactionReport:
             f"{self.namespace}: {self.num_rewritten} of {self.num_documents} documents "
             f"{would}rewritten, {self.bytes_before:,} bytes of modulations {would}"
             f"{self.bytes_after:,}{book}"
+            + (f"; {self.num_corrupt} corrupt left as they are" if self.num_corrupt else "")
         )
 
 
@@ -68,10 +70,10 @@ def compact(
 ) -> list[CompactionReport]:
     """Rewrite every document that can be smaller; run again, it rewrites none.
 
-    Text, metadata, times and hashes stay, so that a document that comes again is unchanged. Each
-    write leaves a readable store: a run that was cut short is run again. Nobody else should write:
-    a document that is written or removed at the very moment of its batch's own write could come
-    back as it was.
+    Text, metadata, times and hashes stay, so that a document that comes again is unchanged; a
+    corrupt record stays as it is. Each write leaves a readable store: a run that was cut short is
+    run again. Nobody else should write: a document that is written or removed at the very moment
+    of its batch's own write could come back as it was.
 
     Args:
         namespaces: None: all.
@@ -114,7 +116,8 @@ class _Run:
         if self._compaction.method == "codebook":
             codebook = self._codebook(namespace)
         num_documents = num_rewritten = before = after = 0
-        records = self._documents(namespace)
+        corrupt = list[CorruptRecord]()
+        records = self._documents(namespace, skip=corrupt.append)
         while part := list(islice(records, DOCUMENTS_AT_ONCE)):
             smaller = [
                 compact_record(record, self._compaction, codebook=codebook, num_head=self._num_head)
@@ -135,6 +138,7 @@ class _Run:
             bytes_before=before,
             bytes_after=after,
             codebook_bytes=0 if codebook is None else codebook.num_bytes,
+            num_corrupt=len(corrupt),
         )
 
     def _write(self, namespace: str, changed: Sequence[DocumentRecord]) -> None:
@@ -144,10 +148,13 @@ class _Run:
         if same:
             self._store.put(namespace, same)
 
-    def _documents(self, namespace: str) -> Iterator[DocumentRecord]:
+    def _documents(
+        self, namespace: str, *, skip: Callable[[CorruptRecord], None] = lambda error: None
+    ) -> Iterator[DocumentRecord]:
         """In order of writing, up to what is written from now on: a rewritten one moves there."""
         last = self._store.version(namespace)
-        found = takewhile(lambda record: record.version <= last, self._store.scan(namespace))
+        records = self._store.scan(namespace, skip=skip)
+        found = takewhile(lambda record: record.version <= last, records)
         return (record for record in found if not is_own_id(record.id))
 
     def _codebook(self, namespace: str) -> Codebook | None:

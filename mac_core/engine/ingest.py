@@ -58,6 +58,7 @@ class Ingest:
         self._intake = Intake(
             model=model,
             store=store,
+            bank=bank,
             config=config,
             outcomes=self._outcomes,
             observer=observer,

@@ -9,7 +9,7 @@ from mac_core.engine.learning import Learning, engine_failed
 from mac_core.engine.ports import AnsweringModel
 from mac_core.engine.tickets import DocumentItem
 from mac_core.engine.validation import check_document, check_name
-from mac_core.errors import DocumentExists, MacError, StoreError
+from mac_core.errors import CorruptRecord, DocumentExists, MacError, StoreError
 from mac_core.memory.bank import MemoryBank
 from mac_core.memory.chunking import Chunk, chunk_text
 from mac_core.memory.records import content_hash, document_id
@@ -61,6 +61,7 @@ class Intake:
         *,
         model: AnsweringModel,
         store: Store,
+        bank: MemoryBank,
         config: EngineConfig,
         outcomes: DocumentOutcomes,
         observer: EngineObserver,
@@ -68,6 +69,7 @@ class Intake:
     ) -> None:
         self._tokenizer = model.tokenizer
         self._store = store
+        self._bank = bank
         self._max_document_chars = config.max_document_chars
         self._outcomes = outcomes
         self._observer = observer
@@ -158,15 +160,30 @@ class Intake:
     def _replaces(self, item: DocumentItem, digest: str, stamp: DocumentStamp, name: str) -> bool:
         """Whether the document takes the place of the stored one.
 
+        One that is to live for a time lives anew when it comes again.
+
         Raises:
             DocumentExists: it would, and must not.
         """
         on_conflict = item.document.on_conflict
-        if stamp.content_hash == digest or on_conflict == "skip":
-            return False
+        if on_conflict == "skip" or (stamp.content_hash == digest and item.document.ttl_s is None):
+            return self._is_corrupt(item.ticket.namespace, name)
         if on_conflict == "fail":
             raise DocumentExists(namespace=item.ticket.namespace, document_id=name)
         return True
+
+    def _is_corrupt(self, namespace: str, name: str) -> bool:
+        """Whether what is stored can never be served; what the bank holds was read already."""
+        if self._bank.entries_of(namespace, name):
+            return False
+        try:
+            self._store.info(namespace, name)
+        except CorruptRecord:
+            return True
+        except Exception as error:
+            self._observer.count_store_error("read")
+            raise as_store_error(error) from error
+        return False
 
     def _cut(self, text: str) -> list[Chunk]:
         return chunk_text(

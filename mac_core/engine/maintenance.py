@@ -117,24 +117,38 @@ def restore_snapshot(
     )
 
 
-def export_documents(store_url: str, namespace: str) -> Iterator[DocumentInfo]:
+def export_documents(
+    store_url: str, namespace: str, *, skip: Callable[[CorruptRecord], None]
+) -> Iterator[DocumentInfo]:
     """Every document with its text, in order of writing, at one version.
+
+    The texts are in memory until all are read.
+
+    Args:
+        skip: told of each corrupt record, which is left out.
 
     Raises:
         NamespaceNotFound: there is none of this name.
-        CorruptRecord: a record cannot be read.
+        StoreError: the store cannot be read.
     """
     with closing(open_source(store_url)) as source:
         if namespace not in {info.namespace for info in source.namespaces()}:
             raise NamespaceNotFound(namespace=namespace)
-        found: dict[str, DocumentInfo] = {}
+        found: dict[str, DocumentInfo | CorruptRecord] = {}
 
         def keep(record: RawRecord) -> None:
-            if not is_own_id(record.id):
+            try:
                 found[record.id] = _info(namespace, record)
+            except CorruptRecord as error:
+                found[record.id] = error
 
         copied = source.copy(namespace, keep)
-    yield from (found[name] for name in copied.ids if name in found)
+    for name in copied.ids:
+        one = found[name]
+        if isinstance(one, CorruptRecord):
+            skip(one)
+        elif not is_own_id(name):
+            yield one
 
 
 def verify_bank(store_url: str, *, advance: Advance = nothing) -> BankCheck:

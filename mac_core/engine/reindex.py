@@ -119,6 +119,7 @@ def _without_chunks(store: Store, namespace: str, ids: Sequence[str]) -> list[Do
             updated_at=info.updated_at,
             content_hash=stamps[info.id].content_hash,
             num_tokens=info.num_tokens,
+            pinned=info.pinned,
             chunks=(),
         )
         for info in infos

@@ -11,7 +11,7 @@ from fastapi import APIRouter, Path, Query, Response
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, Field
 
-from mac_core.errors import DocumentNotFound, NamespaceNotFound
+from mac_core.errors import CorruptRecord, DocumentNotFound, NamespaceNotFound
 from mac_core.types import NamespaceInfo, NamespaceResult
 from server.dependencies import EngineDependency, EngineFacade, outcome
 from server.exporting import line_of
@@ -134,7 +134,8 @@ async def delete_namespace(
 async def get_export(namespace: Name, _query: Nothing, engine: EngineDependency) -> Response:
     """Stream the documents as JSON lines that `POST /documents` takes, in order of writing.
 
-    Not at one version: what is written meanwhile may or may not be in it. A snapshot is.
+    Not at one version: what is written meanwhile may or may not be in it. A snapshot is. A corrupt
+    record is left out: `corrupt_records` of `/readyz` says that there is one.
     """
     await _info(engine, namespace)
     first = await _page(engine, namespace, None)
@@ -154,7 +155,7 @@ async def _lines(engine: EngineFacade, namespace: str, page: Any) -> AsyncIterat
         for info in page.documents:
             try:
                 found = await outcome(engine.get_document(info.id, namespace=namespace))
-            except DocumentNotFound:  # removed since the page was read
+            except (DocumentNotFound, CorruptRecord):  # removed since; left out of the bank too
                 continue
             yield json.dumps(line_of(found)) + "\n"
         if page.next_cursor is None:

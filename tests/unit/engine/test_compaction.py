@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -31,6 +32,7 @@ from mac_core.memory.compaction import (
 )
 from mac_core.memory.opening import open_store, url_of_directory
 from mac_core.memory.records import DocumentRecord, content_hash
+from mac_core.memory.sqlite_store import DATABASE
 from mac_core.memory.store import Store
 from mac_core.types import Document, Modulation, Question
 from tests.unit.engine.conftest import outcome
@@ -249,6 +251,24 @@ def test_a_process_that_dies_between_batches_leaves_a_store_that_opens_and_goes_
     assert sorted(record.id for record in documents(store)) == NAMES
     assert made_smaller(store, model, "merge:16@8").num_rewritten == len(NAMES) - 2
     assert [record.id for record in documents(store)] == NAMES
+
+
+@pytest.mark.parametrize("setting", ["merge:16@8", "codebook:32"])
+def test_a_corrupt_record_stays_as_it_is_and_the_others_are_compacted(
+    opened: Any, model: TokenModel, tmp_path: Path, setting: str
+) -> None:
+    url = url_of_directory(tmp_path / "bank")
+    with closing(open_store(url, fingerprint=FINGERPRINT)) as store:
+        write(store, model)
+    with closing(sqlite3.connect(tmp_path / "bank" / DATABASE)) as database:
+        database.execute("UPDATE documents SET payload = zeroblob(9) WHERE id = ?", (NAMES[1],))
+        database.commit()
+    store = opened(url)
+    report = made_smaller(store, model, setting)
+    assert (report.num_rewritten, report.num_corrupt) == (len(NAMES) - 1, 1)
+    assert "1 corrupt left as they are" in report.sentence(is_dry_run=False)
+    with pytest.raises(CorruptRecord, match=f"'{NAMES[1]}'"):
+        store.get("default", NAMES[1])
 
 
 def test_only_the_named_namespaces_are_compacted(url: str, opened: Any, model: TokenModel) -> None:

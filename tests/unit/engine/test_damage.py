@@ -121,6 +121,22 @@ def test_a_corrupt_record_is_left_out_and_its_neighbours_are_served(bank: Bank, 
         engine.close(now=True)
 
 
+@pytest.mark.parametrize("part", FLIPS)
+def test_a_document_that_comes_again_takes_its_corrupt_records_place(bank: Bank, part: str) -> None:
+    engine = bank.start()
+    learn(engine, "1", "2")
+    engine.close()
+    bank.flip(part, "2")
+    engine = bank.start()
+    try:
+        assert [result.status for result in learn(engine, "1", "2")] == ["unchanged", "updated"]
+        assert ask(engine, "2").text == "Code2"
+        assert [result.status for result in learn(engine, "2")] == ["unchanged"]
+    finally:
+        engine.close(now=True)
+    assert verify_bank(bank.url).corrupt == ()
+
+
 def test_a_replica_goes_on_over_a_record_that_came_corrupt(redis_url: str, tmp_path: Path) -> None:
     with closing(Redis.from_url(redis_url)) as client:
         bank = Bank(redis_url, tmp_path, in_redis(client))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from mac_core.engine.validation import MAX_ID_CHARS
@@ -224,6 +226,24 @@ def test_expired_document_is_not_found_nor_read_nor_counted(bench: Bench) -> Non
     assert [info.text for info in page.documents if info.id == "fr"] == []
     assert ("expired", 1) in bench.observer.documents
     assert bench.engine.status().num_documents == 1
+
+
+def test_document_that_comes_again_lives_anew(bench: Bench) -> None:
+    document = Document(id="fr", text=PARIS, ttl_s=60.0)
+    bench.learn(document)
+    bench.clock.turn(40.0)
+    assert bench.learn(document)[0].status == "updated"
+    bench.clock.turn(40.0)
+    assert bench.ask("What is the capital of France?", mode="memory").text == "Paris"
+    bench.clock.turn(21.0)
+    assert bench.ask("What is the capital of France?", mode="memory").text != "Paris"
+
+
+def test_document_that_is_to_be_skipped_does_not_live_anew(bench: Bench) -> None:
+    document = Document(id="fr", text=PARIS, ttl_s=60.0)
+    bench.learn(document)
+    bench.clock.turn(40.0)
+    assert bench.learn(replace(document, on_conflict="skip"))[0].status == "unchanged"
 
 
 def test_expired_document_can_be_inserted_again(bench: Bench) -> None:

@@ -25,7 +25,7 @@ def data_dir(tmp_path: Path) -> Path:
         store.put("default", [make_record("a", title="T", metadata={"n": 1}, published_at=5.0)])
         store.put("default", [make_record("b")])
         store.put("default", [make_record("expired", expires_at=9.0)])
-        store.put("tenant", [make_record("c", namespace="tenant")])
+        store.put("tenant", [make_record("c", namespace="tenant", pinned=True)])
     return tmp_path / "data"
 
 
@@ -43,7 +43,7 @@ def test_an_export_is_lines_that_ingest_takes(data_dir: Path, tmp_path: Path) ->
         {"id": "b", "text": "the text of b"},
     ]  # fmt: skip
     shown = run("bank", "export", "--data-dir", data_dir, "--namespace", "tenant")
-    assert json.loads(shown.stdout) == {"id": "c", "text": "the text of c"}
+    assert json.loads(shown.stdout) == {"id": "c", "text": "the text of c", "pinned": True}
 
 
 def test_an_export_of_nothing_names_it(data_dir: Path) -> None:
@@ -51,11 +51,38 @@ def test_an_export_of_nothing_names_it(data_dir: Path) -> None:
     assert (shown.exit_code, "'nowhere'" in shown.output) == (1, True)
 
 
+def test_a_failed_export_leaves_the_file_that_was_there(data_dir: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.jsonl"
+    out.write_text("kept")
+    arguments = ["--data-dir", data_dir, "--namespace", "nowhere", "--out", out]
+    assert run("bank", "export", *arguments).exit_code == 1
+    assert out.read_text() == "kept"
+    assert list(tmp_path.glob(".out*")) == []
+    assert run("bank", "export", "--data-dir", data_dir, "--out", out).exit_code == 0
+    assert len(out.read_text().splitlines()) == 2
+
+
+def corrupt(data_dir: Path, name: str) -> None:
+    with closing(sqlite3.connect(data_dir / "bank.sqlite3")) as database:
+        database.execute("UPDATE documents SET payload = zeroblob(99) WHERE id = ?", (name,))
+        database.commit()
+
+
+def test_an_export_leaves_a_corrupt_record_out_and_says_so(data_dir: Path, tmp_path: Path) -> None:
+    corrupt(data_dir, "b")
+    out = tmp_path / "out.jsonl"
+    shown = run("bank", "export", "--data-dir", data_dir, "--out", out)
+    assert (shown.exit_code, [json.loads(line)["id"] for line in out.read_text().splitlines()]) == (
+        1,
+        ["a"],
+    )
+    assert "document 'b' of namespace 'default'" in shown.output
+    assert "1 documents exported, 1 corrupt left out" in shown.output
+
+
 def test_verify_names_a_corrupt_record(data_dir: Path) -> None:
     assert "4 documents, 0 corrupt" in run("bank", "verify", "--data-dir", data_dir).output
-    with closing(sqlite3.connect(data_dir / "bank.sqlite3")) as database:
-        database.execute("UPDATE documents SET payload = zeroblob(99) WHERE id = 'b'")
-        database.commit()
+    corrupt(data_dir, "b")
     shown = run("bank", "verify", "--data-dir", data_dir)
     assert (shown.exit_code, "4 documents, 1 corrupt" in shown.output) == (1, True)
     assert "document 'b' of namespace 'default'" in shown.output

@@ -1,11 +1,14 @@
 """`/namespaces`: made, listed, measured, written out, deleted."""
 
 import json
+from concurrent.futures import Future
 from dataclasses import replace
 
 import httpx
 import pytest
 
+from mac_core.errors import CorruptRecord
+from mac_core.types import DocumentInfo
 from tests.unit.server.fakes import NOW, FakeEngine
 
 pytestmark = pytest.mark.anyio
@@ -76,6 +79,29 @@ async def test_an_export_says_how_long_a_document_is_left(
     )
     (line,) = (await client.get("/namespaces/default/export")).text.splitlines()
     assert json.loads(line)["ttl_seconds"] > 0
+
+
+async def test_an_export_holds_what_is_pinned_and_goes_on_over_a_corrupt_record(
+    client: httpx.AsyncClient, engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in "abc":
+        await client.post("/documents", json={"id": name, "text": "Fine."})
+    engine.documents["default"]["c"] = replace(engine.documents["default"]["c"], pinned=True)
+    get = engine.get_document
+
+    def corrupt(document_id: str, *, namespace: str) -> Future[DocumentInfo]:
+        if document_id != "b":
+            return get(document_id, namespace=namespace)
+        failed = Future[DocumentInfo]()
+        failed.set_exception(CorruptRecord("document 'b'"))
+        return failed
+
+    monkeypatch.setattr(engine, "get_document", corrupt)
+    response = await client.get("/namespaces/default/export")
+    assert [json.loads(line) for line in response.text.splitlines()] == [
+        {"id": "a", "text": "Fine."},
+        {"id": "c", "text": "Fine.", "pinned": True},
+    ]
 
 
 async def test_the_export_of_an_unknown_namespace_is_404(client: httpx.AsyncClient) -> None:
