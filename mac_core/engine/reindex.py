@@ -120,6 +120,7 @@ def _without_chunks(store: Store, namespace: str, ids: Sequence[str]) -> list[Do
             content_hash=stamps[info.id].content_hash,
             num_tokens=info.num_tokens,
             chunks=(),
+            pinned=info.pinned,
         )
         for info in infos
     ]

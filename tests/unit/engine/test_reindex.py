@@ -19,7 +19,7 @@ OTHER = Fingerprint(amortization_hash="c" * 64, base_lm_hash="d" * 64)
 
 KEPT = (
     *("id", "title", "text", "metadata", "published_at", "expires_at"),
-    *("created_at", "updated_at", "content_hash"),
+    *("created_at", "updated_at", "content_hash", "pinned"),
 )
 
 
@@ -38,6 +38,7 @@ def _record(model: FakeModel, name: str, text: str) -> DocumentRecord:
         content_hash="h" + name,
         num_tokens=sum(chunk.num_tokens for chunk in chunks),
         chunks=tuple(amortize_chunks(model, chunks, batch_size=2)),
+        pinned=True,
     )
 
 
