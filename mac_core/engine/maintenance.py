@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mac_core.engine.snapshots import default_name
-from mac_core.errors import CorruptRecord, NamespaceNotFound
+from mac_core.errors import CorruptRecord, NamespaceNotFound, SnapshotError
 from mac_core.memory.codebook_records import is_own_id
 from mac_core.memory.copying import RawRecord
 from mac_core.memory.opening import open_source, open_store
@@ -100,16 +100,23 @@ def restore_snapshot(
         fingerprint: of the bundle that will read them; None: whatever networks made them.
 
     Raises:
-        SnapshotError: it is not whole, is another bundle's, or would replace documents.
+        SnapshotError: it is not whole, is another bundle's or several ones', or would replace
+            documents.
         StoreError: the store cannot be written, or is in use by a server.
     """
     snapshot = Snapshot(directory, name)
+    made_by = snapshot.info.fingerprints
     if fingerprint is not None:
         snapshot.check_fingerprint(fingerprint)
+    elif len(made_by) > 1:  # a store writes as one: the others' modulations would pass for its own
+        raise SnapshotError(
+            f"snapshot {name!r} holds what {len(made_by)} bundles made: its bank was being "
+            "re-indexed; finish that (`mac bank reindex`) and take another"
+        )
     snapshot.verify()
-    made_by = fingerprint or next(iter(snapshot.info.fingerprints), None) or NOBODY
     contents = snapshot.contents(fingerprint, namespaces=namespaces, advance=advance)
-    with closing(open_store(store_url, fingerprint=made_by)) as store:
+    own = fingerprint or next(iter(made_by), None) or NOBODY
+    with closing(open_store(store_url, fingerprint=own)) as store:
         versions = store.restore(contents, is_replacing=is_replacing)
     return RestoreResult(
         bank_versions=versions,

@@ -58,14 +58,15 @@ def chunk_text(
     starts = [start for start, _ in offsets]
     chunks: list[Chunk] = []
     first = 0
-    while True:
+    for index in range(len(starts)):  # each begins at a later token: no more chunks than tokens
         chunk, last = _fitting_chunk(
-            text, tokenizer, starts, index=len(chunks), first=first, max_tokens=max_tokens
+            text, tokenizer, starts, index=index, first=first, max_tokens=max_tokens
         )
         chunks.append(chunk)
         if last == len(starts):
             return chunks
         first = max(first + 1, _overlap_start(text, starts, last - overlap_tokens, last))
+    raise RuntimeError(f"{len(chunks)} chunks did not come to the end of {len(starts)} tokens")
 
 
 def _fitting_chunk(

@@ -73,11 +73,11 @@ def num_levels(bank_size: int, *, max_group: int) -> int:
         ValueError: an empty bank, or `max_group` below 2, for which there would be no end.
     """
     _check(bank_size, max_group)
-    levels = 1
-    while bank_size > max_group:
+    for level in range(1, bank_size.bit_length() + 1):  # even groups of two need no more
+        if bank_size <= max_group:
+            return level
         bank_size = -(-bank_size // max_group)
-        levels += 1
-    return levels
+    raise RuntimeError(f"groups of {max_group} leave {bank_size} modulations however often")
 
 
 def aggregate_bank(

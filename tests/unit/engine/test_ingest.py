@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
@@ -16,6 +17,7 @@ from mac_core.errors import (
     MacError,
     StoreError,
 )
+from mac_core.memory.records import DocumentRecord
 from mac_core.types import Document
 from tests.unit.engine.conftest import Bench, MakeBench, outcome
 from tests.unit.engine.fakes import WAIT_S, FakeModel, Gate
@@ -23,6 +25,7 @@ from tests.unit.engine.fakes import WAIT_S, FakeModel, Gate
 PARIS = "The capital of France is Paris. It is large."
 OSLO = "The capital of Norway is Oslo. It is cold."
 ROME = "The capital of Italy is Rome. It is old."
+LONG = " ".join(f"w{number}" for number in range(100))  # several chunks, no sentence ends in it
 
 
 def test_added_document_is_inserted_and_visible_at_its_version(bench: Bench) -> None:
@@ -129,6 +132,26 @@ def test_long_document_is_chunked_and_spans_count_from_its_beginning(bench: Benc
     assert source.chunk == result.num_chunks - 1
 
 
+def test_every_chunk_fits_the_network_with_its_frame(bench: Bench) -> None:
+    # Defect 9: what is longer than the network reads is cut or refused there.
+    bench.learn(LONG)
+    lengths = [
+        len(bench.model.layout.document(bench.model.tokenizer.encode(chunk)))
+        for chunks in bench.model.amortized
+        for chunk in chunks
+    ]
+    assert max(lengths) == bench.model.config.amortization.max_tokens
+
+
+def test_chunks_overlap_as_the_bundle_says(bench: Bench) -> None:
+    # Defect 9: what stands across a cut is whole in one of its chunks.
+    bench.learn(LONG)
+    first, second = bench.model.amortized[0][:2]
+    overlap = bench.model.config.amortization.chunk_overlap_tokens
+    assert overlap > 0
+    assert first.split()[-overlap:] == second.split()[:overlap]
+
+
 def test_no_forward_pass_is_larger_than_configured(bench: Bench) -> None:
     bench.learn(*(f"Fact {i} is number {i}." for i in range(11)), "Much to say here. " * 60)
     assert max(len(chunks) for chunks in bench.model.amortized) == 4
@@ -187,6 +210,24 @@ def test_unknown_store_error_does_not_show_internals(bench: Bench) -> None:
 def test_record_that_the_store_refuses_fails_alone(bench: Bench) -> None:
     results = bench.learn(PARIS, Document(text=OSLO, metadata={"k": object()}))  # type: ignore[dict-item]
     assert [result.status for result in results] == ["inserted", "failed"]
+
+
+def test_record_that_only_the_store_refuses_fails_alone(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Defect 12: three documents in one transaction, of which the store takes two.
+    put = bench.store.put
+
+    def refuse_oslo(namespace: str, records: Sequence[DocumentRecord]) -> int:
+        if any("Oslo" in record.text for record in records):
+            raise InvalidInput("not that one")
+        return put(namespace, records)
+
+    monkeypatch.setattr(bench.store, "put", refuse_oslo)
+    results = bench.learn(PARIS, OSLO, ROME)
+    assert [result.status for result in results] == ["inserted", "failed", "inserted"]
+    assert str(results[1].error) == "not that one"
+    assert bench.ask("What is the capital of Italy?").text == "Rome"
 
 
 def test_remove_says_what_was_there(bench: Bench) -> None:
@@ -253,6 +294,30 @@ def test_expired_document_can_be_inserted_again(bench: Bench) -> None:
     assert bench.learn(document)[0].status == "inserted"
 
 
+def test_documents_that_expire_one_after_the_other_all_leave(bench: Bench) -> None:
+    # Defect 12: after the first expiry the next one has to be known again.
+    bench.learn(Document(id="fr", text=PARIS, ttl_s=60.0), Document(id="no", text=OSLO, ttl_s=120))
+    bench.clock.turn(61.0)
+    bench.learn(ROME)  # removes what is due first
+    assert bench.engine.status().num_documents == 2
+    bench.clock.turn(61.0)
+    bench.learn(ROME)
+    assert bench.engine.status().num_documents == 1
+    assert bench.observer.documents.count(("expired", 1)) == 2
+
+
+def test_time_to_live_counts_from_when_the_text_was_learned(bench: Bench) -> None:
+    # Defect 12: not from its publication, nor from when its id was first seen.
+    learned_at = bench.clock.epoch_s
+    bench.learn(Document(id="x", text=PARIS, ttl_s=60.0, published_at=learned_at - 3600.0))
+    first = outcome(bench.engine.get_document("x", namespace="default"))
+    assert first.expires_at == learned_at + 60.0
+    bench.clock.turn(30.0)
+    bench.learn(Document(id="x", text=OSLO, ttl_s=60.0, published_at=learned_at + 3600.0))
+    updated = outcome(bench.engine.get_document("x", namespace="default"))
+    assert updated.expires_at == learned_at + 90.0
+
+
 def test_deadline_before_the_first_document_fails_the_whole_call(bench: Bench) -> None:
     gate = Gate()
     bench.model.on_amortize = gate
@@ -292,6 +357,16 @@ def test_namespaces_do_not_share_documents(bench: Bench) -> None:
     assert bench.ask("What is the capital of France?", namespace="b").text != "Paris"
     listed = outcome(bench.engine.list_namespaces())
     assert [(info.namespace, info.num_documents) for info in listed] == [("a", 1), ("b", 1)]
+
+
+def test_the_same_text_in_two_namespaces_is_two_documents(bench: Bench) -> None:
+    # Defect 12: recognised by its content, but only within its namespace.
+    (first,) = bench.learn(PARIS, namespace="a")
+    (second,) = bench.learn(PARIS, namespace="b")
+    assert (first.status, second.status) == ("inserted", "inserted")
+    assert first.id != second.id
+    outcome(bench.engine.remove([first.id, second.id], namespace="a"))
+    assert bench.ask("What is the capital of France?", namespace="b").text == "Paris"
 
 
 def test_reads_come_before_a_waiting_ingest(bench: Bench) -> None:

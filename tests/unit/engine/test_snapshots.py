@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,7 @@ from mac_core.errors import (
     ForeignSnapshot,
     NamespaceNotEmpty,
     NamespaceNotFound,
+    SnapshotError,
     StoreError,
 )
 from mac_core.memory.bank import BankView
@@ -28,6 +30,7 @@ from mac_core.memory.opening import open_store, url_of_directory
 from mac_core.types import Document, Fingerprint
 from tests.unit.engine.conftest import Bench, MakeBench, outcome
 from tests.unit.engine.fakes import FINGERPRINT, FakeModel
+from tests.unit.engine.test_reindex import _record
 from tests.unit.engine.test_replicas import Replica, same, wait_until
 
 OTHER = Fingerprint(amortization_hash="c" * 64, base_lm_hash="d" * 64)
@@ -210,6 +213,18 @@ def test_a_snapshot_of_one_kind_of_store_is_restored_into_the_other(
     target = url_of_directory(tmp_path / "third")
     restore_snapshot(target, tmp_path, "t", fingerprint=FINGERPRINT)
     assert told(target) == told(url_of_directory(tmp_path / "bank"))
+
+
+def test_a_snapshot_of_a_half_reindexed_bank_is_not_restored(tmp_path: Path) -> None:
+    target = url_of_directory(tmp_path / "other")
+    with closing(open_store(target, fingerprint=OTHER)) as store:
+        store.put("default", [_record(FakeModel(), "x", "The code of vault 99 is Omega.")])
+    with closing(open_store(target, fingerprint=FINGERPRINT)) as store:
+        store.put("default", [_record(FakeModel(), "y", "The code of vault 98 is Psi.")])
+    create_snapshot(target, tmp_path, "mixed")
+    with pytest.raises(SnapshotError, match="2 bundles made"):
+        restore_snapshot(url_of_directory(tmp_path / "new"), tmp_path, "mixed", fingerprint=None)
+    assert not (tmp_path / "new").exists()
 
 
 def refuse(error: CorruptRecord) -> None:

@@ -170,6 +170,14 @@ def test_bm25_finds_only_shared_words(bank: MemoryBank, records: list[DocumentRe
     assert ask(bank, view, text="xylophone", top_k=4, mode="bm25") == []
 
 
+def test_bm25_reads_a_chunk_to_its_end(bank: MemoryBank, make_record: MakeRecord) -> None:
+    # Defect 9: an index of the first words alone is text cut in silence.
+    long = make_record("long", "filler " * 2000 + "xylophone")
+    view = bank.apply("default", 1, (), [make_record("short", "no word of it"), long])
+    found = ask(bank, view, text="xylophone", mode="bm25")
+    assert [s.entry.document_id for s in found] == ["long"]
+
+
 def test_bm25_ranks_although_its_share_of_the_fusion_is_zero(
     records: list[DocumentRecord],
 ) -> None:

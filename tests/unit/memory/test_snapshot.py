@@ -15,6 +15,7 @@ import torch
 
 from mac_core.errors import (
     CorruptSnapshot,
+    ForeignRecord,
     ForeignSnapshot,
     InvalidInput,
     NamespaceNotEmpty,
@@ -230,6 +231,18 @@ def test_another_models_snapshot_is_refused_with_the_way_out(
     with pytest.raises(ForeignSnapshot, match="mac bank reindex"):
         Snapshot(tmp_path, "s").check_fingerprint(other)
     Snapshot(tmp_path, "s").check_fingerprint(FINGERPRINT)
+
+
+def test_records_of_another_model_are_refused_where_they_are_read(
+    store: Store, tmp_path: Path, make_record: MakeRecord
+) -> None:
+    # Defect 10: a restore writes what it reads as its own networks' records.
+    fill(store, make_record)
+    take(store, tmp_path)
+    other = replace(FINGERPRINT, base_lm_hash="f" * 64)
+    (content,) = Snapshot(tmp_path, "s").contents(other, namespaces=["one"])
+    with pytest.raises(ForeignRecord, match="base_lm_hash"):
+        list(content.records)
 
 
 @pytest.fixture

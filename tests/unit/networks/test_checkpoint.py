@@ -206,6 +206,12 @@ def test_read_names_what_is_wrong_with_a_confidence(
     [
         ({"amortization_state": {"query.weight": normal(3, 3)}}, True, False),
         ({"config": replace(CONFIG, pointer=None)}, True, False),
+        (
+            {"config": replace(CONFIG, amortization=replace(CONFIG.amortization, pool=2))},
+            True,
+            False,
+        ),
+        ({"config": replace(CONFIG, selection=replace(CONFIG.selection, d_key=8))}, True, False),
         ({"encoder_config": {"model_type": "t5"}}, True, False),
         ({"base_lm_state": {"embedding": normal(3, 3)}}, False, True),
         ({"base_lm_config": {"vocab_size": 64}}, False, True),
@@ -294,6 +300,17 @@ def test_save_refuses_a_tokenizer_that_does_not_fit(
 ) -> None:
     with pytest.raises(CheckpointError, match=r"tokenizer\.json"):
         write(tmp_path / "t", base_lm_config={"vocab_size": vocab_size}, tokenizer_json=text)
+
+
+def test_read_refuses_a_tokenizer_that_does_not_fit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Defect 10: a bundle whose hashes are right may still be of parts that do not belong together.
+    with monkeypatch.context() as unchecked:
+        unchecked.setattr("mac_core.networks.checkpoint._check_tokenizer", lambda *_: None)
+        path = write(tmp_path / "t", base_lm_config={"vocab_size": 1})
+    with pytest.raises(CheckpointError, match=r"tokenizer\.json has 2 tokens"):
+        read_bundle(path)
 
 
 # ---- load_strictly

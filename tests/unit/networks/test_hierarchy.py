@@ -314,6 +314,30 @@ def test_empty_bank_is_refused() -> None:
         aggregate(network, sample_question(1), empty)
 
 
-def test_group_of_one_is_refused() -> None:
+# Defect 1: a hierarchy of groups of one never ends, whoever asks for it.
+
+
+@pytest.mark.parametrize("bank_size", [1, 8])
+def test_group_of_one_is_refused(bank_size: int) -> None:
     with pytest.raises(ValueError, match="max_group=1 is below 2"):
-        num_levels(8, max_group=1)
+        num_levels(bank_size, max_group=1)
+
+
+@pytest.mark.parametrize("bank_size", [1, 8])
+def test_aggregation_in_groups_of_one_is_refused(bank_size: int) -> None:
+    network, bank = attend_network(), sample_bank(1, bank_size)
+    keys = keys_of(network, bank)
+    with pytest.raises(ValueError, match="max_group=1 is below 2"):
+        aggregate_hierarchically(network, sample_question(1), bank, keys, max_group=1)
+
+
+def test_configuration_with_groups_of_one_is_refused() -> None:
+    with pytest.raises(ValueError, match="max_group=1 is below 2"):
+        replace(CONFIG, max_group=1)
+
+
+@pytest.mark.parametrize("max_group", [2, 3])
+@pytest.mark.parametrize("bank_size", [*range(1, 10), 16, 17, 27, 28, 255, 256, 257])
+def test_levels_of_small_groups_are_those_that_it_takes(bank_size: int, max_group: int) -> None:
+    levels = num_levels(bank_size, max_group=max_group)
+    assert max_group ** (levels - 1) < max(bank_size, 2) <= max_group**levels

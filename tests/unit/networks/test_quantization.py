@@ -74,3 +74,9 @@ def test_unpack_refuses_missing_or_foreign_scales(scales: dict[str, Tensor]) -> 
     packed = pack_state({"weight": normal(64, 64)}, dtype="int8")
     with pytest.raises(CheckpointError, match="weight"):
         unpack_state({"weight.int8": packed["weight.int8"], **scales})
+
+
+def test_unpack_refuses_steps_of_another_type() -> None:
+    packed = pack_state({"weight": normal(64, 64)}, dtype="int8")
+    with pytest.raises(CheckpointError, match=r"weight: torch\.int16"):
+        unpack_state({**packed, "weight.int8": packed["weight.int8"].to(torch.int16)})

@@ -156,6 +156,20 @@ async def test_delete_says_what_it_removed_and_then_404(client: httpx.AsyncClien
     assert (await client.get("/documents/bridge")).status_code == 404
 
 
+async def test_one_document_is_read_and_deleted_in_its_own_namespace(
+    client: httpx.AsyncClient,
+) -> None:
+    # Defect 12: the same id may stand in another namespace, which is another's.
+    news = {"namespace": "news"}
+    await client.post("/documents", json={"id": "bridge", "text": TEXT})
+    await client.post("/documents", json={"id": "bridge", "text": "It closed.", **news})
+    read = await client.get("/documents/bridge", params=news)
+    assert read.json()["text"] == "It closed."
+    assert (await client.delete("/documents/bridge", params=news)).status_code == 200
+    assert (await client.get("/documents/bridge", params=news)).status_code == 404
+    assert (await client.get("/documents/bridge")).json()["text"] == TEXT
+
+
 async def test_v1_is_the_same_handlers(client: httpx.AsyncClient) -> None:
     assert (await client.post("/v1/documents", json={"id": "a/b", "text": TEXT})).status_code == 201
     assert (await client.get("/v1/documents/a/b")).json()["text"] == TEXT

@@ -8,6 +8,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from typer.testing import CliRunner
@@ -17,10 +18,12 @@ from mac_core.errors import CheckpointError
 from mac_core.networks.build import load_bundle, model_states
 from mac_core.networks.checkpoint import BundleContents, read_bundle
 from mac_core.training.cli import app
+from mac_core.training.data import Batch, EncodedParagraphs, mine_neighbours, sample_batch
+from mac_core.training.encoding import IntArray
 from mac_core.training.mini import export_mini, load_sources, train_mini
 from mac_core.training.options import MiniOptions
 from tests.builders import tiny_latent_model
-from tests.unit.training.samples import paragraphs
+from tests.unit.training.samples import encoded, paragraphs
 
 
 @pytest.fixture
@@ -76,6 +79,24 @@ def test_run_starts_from_a_bundles_weights(options: MiniOptions, tmp_path: Path)
     manifest = json.loads((tmp_path / "second" / "manifest.json").read_text())
     hashes = manifest["training"]["options"]["start_from"]
     assert hashes == asdict(read_bundle(tmp_path / "first").fingerprint)
+
+
+@pytest.mark.usefixtures("_tiny")
+def test_recipe_draws_its_batches_of_mined_neighbours(
+    options: MiniOptions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Defect 11: distractors that nobody would take for the right document.
+    drawn_of: list[IntArray] = []
+
+    def noted(encoded: EncodedParagraphs, neighbours: IntArray, **named: Any) -> Batch:
+        drawn_of.append(neighbours)
+        return sample_batch(encoded, neighbours, **named)
+
+    monkeypatch.setattr("mac_core.training.trainer.sample_batch", noted)
+    train_mini(options)
+    mined = mine_neighbours(encoded())
+    assert drawn_of
+    assert all(np.array_equal(neighbours, mined) for neighbours in drawn_of)
 
 
 def test_what_a_bundle_lacks_begins_untrained_and_what_is_unknown_is_refused() -> None:

@@ -105,6 +105,14 @@ def test_load_refuses_another_grouping_of_the_same_parameters(saved: Path) -> No
         load_training_state(saved, model=model, optimizer=AdamW(parameters), rng=rng)
 
 
+def test_load_refuses_the_same_parameters_in_another_order(saved: Path) -> None:
+    # Defect 10: as many tensors, and each would be taken for another's.
+    model, optimizer, rng = build(0)
+    groups = [{"params": group["params"][::-1]} for group in optimizer.param_groups]
+    with pytest.raises(CheckpointError, match=r"optimizer: parameters \[\[8, 4\]"):
+        load_training_state(saved, model=model, optimizer=AdamW(groups), rng=rng)
+
+
 def test_load_refuses_another_kind_of_optimizer(saved: Path) -> None:
     model, optimizer, rng = build(0)
     groups = [{"params": group["params"]} for group in optimizer.param_groups]

@@ -80,6 +80,22 @@ def test_bank_grows_with_training() -> None:
     assert drawn_banks(0.41) == {1, 3}
 
 
+def test_recipe_as_it_comes_ends_among_distractors_and_a_bank_of_thousands() -> None:
+    # Defect 11: what is switched off by default is not there when nobody asks for it.
+    options = MiniOptions(data_directory=Path(), run_directory=Path(), minutes=1.0)
+    rng = np.random.default_rng(0)
+    assert {draw_step(options, share=0.99, rng=rng).num_documents for _ in range(50)} > {1}
+    assert options.past_documents > 100 * options.num_paragraphs
+
+
+def test_every_mode_is_trained_the_one_without_documents_too() -> None:
+    # Defect 11: questions that nothing in the bank answers come up in service.
+    options = MiniOptions(data_directory=Path(), run_directory=Path(), minutes=1.0)
+    rng = np.random.default_rng(0)
+    drawn = {draw_step(options, share=0.5, rng=rng).mode for _ in range(2000)}
+    assert drawn == {"memory", "hybrid", "text", "none"}
+
+
 @pytest.fixture
 def steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, list[int]]]:
     """Of each step of a run, how many past documents it began with and its paragraphs."""
