@@ -240,7 +240,6 @@ def told(url: str) -> list[str]:
 
 def test_a_reindex_that_was_cut_short_goes_on_where_it_was(tmp_path: Path) -> None:
     from mac_core.engine import reindex as module
-    from tests.unit.engine.test_reindex import _record
 
     model, url = FakeModel(), url_of_directory(tmp_path)
     store = open_store(url, fingerprint=OTHER)
