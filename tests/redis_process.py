@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 from redis import Redis
+from redis.cluster import key_slot
 from redis.exceptions import RedisError
 
 START_TIMEOUT_S = 60.0  # a machine busy with other work
@@ -111,6 +112,10 @@ class RedisClusterProcesses:
             if time.monotonic() > deadline:
                 raise RuntimeError("the cluster did not come together")
             time.sleep(0.05)
+
+    def server_of(self, key: str) -> RedisProcess:
+        share = NUM_SLOTS // len(self.servers) + 1
+        return self.servers[key_slot(key.encode()) // share]
 
     def flush(self) -> None:
         for server in self.servers:
