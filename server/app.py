@@ -14,6 +14,7 @@ from starlette.exceptions import HTTPException
 
 from mac_core.errors import MacError
 from server.bulk import MEDIA_TYPE as BULK_MEDIA_TYPE
+from server.bulk_lines import FailedLine, LearnedLine, StreamStopped
 from server.dependencies import EngineFacade
 from server.middleware import BodyLimit, RequestObserver
 from server.observability import Metrics
@@ -91,7 +92,8 @@ def _openapi(app: FastAPI, settings: Settings) -> dict[str, Any]:
     if app.openapi_schema is None:
         schema = get_openapi(title=app.title, version=app.version, routes=app.routes)
         schemas = schema["components"]["schemas"]
-        schemas["Problem"] = Problem.model_json_schema()
+        for model in (Problem, LearnedLine, FailedLine, StreamStopped):
+            schemas[model.__name__] = model.model_json_schema()
         schemas["DocumentBody"]["properties"]["text"]["maxLength"] = settings.max_document_chars
         asking = schemas["AskBody"]["properties"]
         asking["min_confidence"]["default"] = settings.min_confidence
@@ -99,6 +101,16 @@ def _openapi(app: FastAPI, settings: Settings) -> dict[str, Any]:
         adding["requestBody"]["content"][BULK_MEDIA_TYPE] = {
             "schema": {"$ref": "#/components/schemas/DocumentBody"}
         }
-        schema["info"]["x-max-body-bytes"] = settings.max_body_bytes
+        adding["responses"]["200"]["content"][BULK_MEDIA_TYPE] = {
+            "schema": {
+                "description": "of each line",
+                "anyOf": [
+                    {"$ref": f"#/components/schemas/{model.__name__}"}
+                    for model in (LearnedLine, FailedLine, StreamStopped)
+                ],
+            }
+        }
+        schema["info"]["x-max-body-bytes"] = settings.max_body_bytes  # and of a line of NDJSON
+        schema["info"]["x-max-bulk-bytes"] = settings.max_bulk_bytes  # null: any
         app.openapi_schema = schema
     return app.openapi_schema

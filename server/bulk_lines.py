@@ -7,14 +7,14 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from typing import Self
+from typing import Literal, Self
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 from starlette.types import Receive
 
 from mac_core.types import DocumentResult
 from server.dependencies import ClientGone
-from server.problems import MAX_ECHO_CHARS, classify
+from server.problems import MAX_ECHO_CHARS, classify, retry_advice_s
 from server.responses import DocumentFailed, DocumentLearned
 from server.schemas import DocumentBody
 
@@ -40,12 +40,39 @@ class LearnedLine(DocumentLearned):
 class FailedLine(DocumentFailed):
     """The document of this line was not learned; other lines are unaffected."""
 
+    retry_after_s: int | None = Field(
+        default=None, description="seconds; set when the same line is worth sending again"
+    )
     line: int
 
     @classmethod
     def because(cls, line: int, error: BaseException, *, document_id: str | None = None) -> Self:
         _, code, detail = classify(error)
-        return cls(line=line, id=document_id, code=code, detail=detail)
+        return cls(
+            line=line,
+            id=document_id,
+            code=code,
+            detail=detail,
+            retry_after_s=retry_advice_s(error),
+        )
+
+
+class StreamStopped(BaseModel):
+    """The last line, when the store went away or the server stops: where to go on."""
+
+    status: Literal["stopped"] = "stopped"
+    code: str
+    detail: str
+    retry_after_s: int | None
+    line: int = Field(description="the first to send again, with all behind it")
+
+    @classmethod
+    def at(cls, line: int, error: BaseException) -> Self:
+        _, code, reason = classify(error)
+        detail = (
+            f"the stream stopped at line {line}: {reason}; send it and the lines behind it again"
+        )
+        return cls(line=line, code=code, detail=detail, retry_after_s=retry_advice_s(error))
 
 
 class BadLine(Exception):
@@ -124,8 +151,6 @@ def parse(line: Line, *, max_line_bytes: int) -> DocumentBody:
         raise BadLine(code, detail[: 2 * MAX_ECHO_CHARS]) from None
 
 
-def answer_to(line: int, document_id: str | None, result: DocumentResult) -> BaseModel:
-    """What became of the line's document."""
-    if result.error is not None:
-        return FailedLine.because(line, result.error, document_id=document_id or result.id or None)
+def learned(line: int, result: DocumentResult) -> LearnedLine:
+    """From a result whose status is not "failed"."""
     return LearnedLine(line=line, **DocumentLearned.of(result).model_dump())

@@ -145,7 +145,7 @@ def problem(
 
 async def on_mac_error(request: Request, error: Exception) -> Response:
     status, code, detail = classify(error)
-    retry_after_s = _retry_after_s(error)
+    retry_after_s = retry_advice_s(error)
     if retry_after_s is None:
         return problem(request, status=status, code=code, detail=detail)
     return problem(
@@ -158,8 +158,14 @@ async def on_mac_error(request: Request, error: Exception) -> Response:
     )
 
 
-def _retry_after_s(error: BaseException) -> int | None:
-    """Whole seconds, as the header wants them."""
+def is_unavailable(error: BaseException | None) -> bool:
+    """Whether the store or the engine is away, for every document and not only for this one."""
+    is_one_record = isinstance(error, CorruptRecord | ForeignRecord)
+    return isinstance(error, NotReady | StoreError) and not is_one_record
+
+
+def retry_advice_s(error: BaseException) -> int | None:
+    """After how long the same is worth sending again: whole seconds, as the header wants them."""
     if isinstance(error, Overloaded):
         return max(1, ceil(error.retry_after_s))
     if isinstance(error, NotReady | StoreError):

@@ -166,7 +166,7 @@ async def test_openapi_lists_the_bare_routes(openapi: dict[str, Any]) -> None:
 
 
 async def test_openapi_shows_every_limit() -> None:
-    settings = Settings(max_document_chars=1234, max_body_bytes=4096)
+    settings = Settings(max_document_chars=1234, max_body_bytes=4096, max_bulk_bytes=8192)
     async with serving(FakeEngine(), settings) as client:
         openapi = (await client.get("/openapi.json")).json()
     schemas = openapi["components"]["schemas"]
@@ -179,6 +179,7 @@ async def test_openapi_shows_every_limit() -> None:
     assert (ask["temperature"]["minimum"], ask["temperature"]["maximum"]) == (0, 2)
     assert {"maximum": 1024, "minimum": 0, "type": "integer"} in ask["top_k"]["anyOf"]
     assert openapi["info"]["x-max-body-bytes"] == 4096
+    assert openapi["info"]["x-max-bulk-bytes"] == 8192
 
 
 async def test_a_valid_body_by_the_schema_is_a_valid_body(
