@@ -1,10 +1,12 @@
 """Lines of a streamed body: cut as they arrive, read as documents, and what is answered to each.
 
-Knows no engine. Nothing is held but the line that is being put together.
+Knows no engine. Nothing is held but the line that is being put together. A byte-order mark at the
+head of any line is left out: files may have been put one behind the other.
 """
 
 from __future__ import annotations
 
+from codecs import BOM_UTF8
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Literal, Self
@@ -118,7 +120,7 @@ class LineReader:
         for piece in ends:
             self._keep(piece)
             self.number += 1
-            text = None if self._is_dropping else bytes(self._held)
+            text = None if self._is_dropping else bytes(self._held).removeprefix(BOM_UTF8)
             if text is None or text.strip():
                 lines.append(Line(number=self.number, text=text))
             self._held.clear()
@@ -137,10 +139,17 @@ class LineReader:
 def parse(line: Line, *, max_line_bytes: int) -> DocumentBody:
     """
     Raises:
-        BadLine: it is too long, no JSON, or no document.
+        BadLine: it is too long, not UTF-8, no JSON, or no document.
     """
     if line.text is None:
         raise BadLine("line_too_large", f"the line exceeds the limit of {max_line_bytes} bytes")
+    if b"\x00" in line.text:
+        raise BadLine("not_utf8", "the line holds NUL bytes: it is binary or UTF-16, not UTF-8")
+    try:
+        line.text.decode()
+    except UnicodeDecodeError as error:
+        place = f"byte {error.start + 1}"
+        raise BadLine("not_utf8", f"the line is not UTF-8: {error.reason} at {place}") from None
     try:
         return DocumentBody.model_validate_json(line.text)
     except ValidationError as error:

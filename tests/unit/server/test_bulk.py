@@ -73,11 +73,43 @@ async def test_a_bad_line_fails_alone_with_its_number(client: httpx.AsyncClient)
         (4, None, "failed", "invalid_input"),
         (5, None, "failed", "invalid_input"),
         (6, "c", "failed", "invalid_input"),
-        (7, None, "failed", "malformed_json"),
+        (7, None, "failed", "not_utf8"),
         (8, None, "failed", "malformed_json"),
         (9, "z", "inserted", None),
     ]
     assert "text: Field required" in answers[3]["detail"]
+
+
+@pytest.mark.parametrize(
+    ("bad", "why"),
+    [
+        (b'{"id": "x", "text": "caf\xe9"}', "invalid continuation byte at byte 25"),
+        ('{"id": "x", "text": "caf"}'.encode("utf-16-le"), "NUL bytes"),
+    ],
+)
+async def test_a_line_in_another_encoding_fails_alone(
+    client: httpx.AsyncClient, engine: FakeEngine, bad: bytes, why: str
+) -> None:
+    body = b'{"id": "a", "text": "One."}\n' + bad + b'\n{"id": "z", "text": "Two."}\n'
+    answers = await post(client, body)
+    assert [(a["line"], a["status"], a.get("code")) for a in answers] == [
+        (1, "inserted", None),
+        (2, "failed", "not_utf8"),
+        (3, "inserted", None),
+    ]
+    assert why in answers[1]["detail"]
+    assert list(engine.documents["default"]) == ["a", "z"]
+
+
+@pytest.mark.parametrize("size", [1, 4096])
+async def test_a_byte_order_mark_is_no_part_of_a_line(
+    client: httpx.AsyncClient, engine: FakeEngine, size: int
+) -> None:
+    first, second = b'{"id": "a", "text": "One."}\n', b'{"id": "b", "text": "Two."}\n'
+    bom = b"\xef\xbb\xbf"
+    answers = await post(client, pieces(bom + first + bom + second + bom + b"\n" + bom, size))
+    assert [(a["line"], a["status"]) for a in answers] == [(1, "inserted"), (2, "inserted")]
+    assert engine.documents["default"]["a"].text == "One."
 
 
 @pytest.mark.parametrize("size", [100, 100_000])
