@@ -57,7 +57,7 @@ def create_app(
     app.state.engine = engine
     app.state.settings = settings
     app.state.metrics = metrics or Metrics()
-    app.state.metrics.watch(engine, version=version)
+    app.state.metrics.watch(engine, version=version, max_namespaces=settings.metrics_namespaces)
     for module in (bulk, documents, namespaces, snapshots, ask, jobs, operations):
         app.include_router(module.router)
         app.include_router(module.router, prefix="/v1", include_in_schema=False)

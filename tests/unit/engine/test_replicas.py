@@ -280,6 +280,10 @@ def test_other_networks_records_stop_a_namespace_and_nothing_else(
     wait_until(lambda: "ForeignRecord" in b.engine.status().detail)
     assert b.engine.status().state == "ready"
     assert b.engine.bank_version("theirs") == 0
+    status = b.engine.status()
+    told = [(one.namespace, one.bank_version, one.lag_versions) for one in status.namespaces]
+    assert told == [("default", 2, 0), ("theirs", 0, 1)]
+    assert status.lag_versions == 1
 
 
 def test_expired_documents_go_once_and_everywhere(make_replica: MakeReplica) -> None:

@@ -40,6 +40,7 @@ from mac_core.types import (
     MetadataValue,
     NamespaceInfo,
     NamespaceResult,
+    NamespaceStatus,
     Question,
     RemoveResult,
     RestoreResult,
@@ -177,6 +178,16 @@ class FakeEngine:
             last_step_age_s=None,
             store="sqlite",
             store_state="open",
+            namespaces=tuple(
+                NamespaceStatus(
+                    namespace=name,
+                    bank_version=self.bank_version(name),
+                    num_documents=len(bank),
+                    num_chunks=len(bank),
+                    num_bytes=100 * len(bank),
+                )
+                for name, bank in sorted(({DEFAULT_NAMESPACE: {}} | self.documents).items())
+            ),
         )
 
     def model_info(self) -> Mapping[str, object]:

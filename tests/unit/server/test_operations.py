@@ -10,6 +10,7 @@ import httpx
 import jsonschema
 import pytest
 
+from mac_core.types import NamespaceStatus
 from server.settings import Settings
 from server.version import package_version
 from tests.unit.server.fakes import FakeEngine, serving
@@ -27,6 +28,15 @@ async def test_ready_names_model_versions_and_store(client: httpx.AsyncClient) -
     assert (body["documents"], body["bank_versions"]) == (1, {"default": 1})
 
 
+async def test_ready_tells_of_every_namespace(client: httpx.AsyncClient) -> None:
+    for name in ("n", "n", "m"):
+        await client.post("/documents", json={"text": f"Fine {name}.", "namespace": name})
+    await client.post("/documents", json={"text": "More.", "namespace": "n"})
+    body = (await client.get("/readyz")).json()
+    assert body["bank_versions"] == {"default": 0, "m": 1, "n": 2}
+    assert body["namespace_lag_versions"] == {"default": 0, "m": 0, "n": 0}
+
+
 @pytest.mark.parametrize("state", ["starting", "draining", "stopped", "failed"])
 async def test_not_ready_is_503_with_the_state_while_alive_is_200(
     client: httpx.AsyncClient, engine: FakeEngine, state: str
@@ -42,17 +52,32 @@ async def test_not_ready_is_503_with_the_state_while_alive_is_200(
 async def test_a_server_whose_store_is_away_is_ready_and_says_so(
     client: httpx.AsyncClient, engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    behind = NamespaceStatus(
+        namespace="default",
+        bank_version=7,
+        num_documents=1,
+        num_chunks=2,
+        num_bytes=3,
+        lag_versions=3,
+    )
     away = replace(
-        engine.status(), store="redis", store_state="away", lag_versions=3, lag_s=12.5, detail="why"
+        engine.status(),
+        store="redis",
+        store_state="away",
+        lag_versions=3,
+        lag_s=12.5,
+        detail="why",
+        namespaces=(behind,),
     )
     monkeypatch.setattr(engine, "status", lambda: away)
     response = await client.get("/readyz")
     body = response.json()
     assert (response.status_code, body["store"], body["store_state"]) == (200, "redis", "away")
     assert (body["lag_versions"], body["lag_s"], body["detail"]) == (3, 12.5, "why")
+    assert body["namespace_lag_versions"] == {"default": 3}
     metrics = (await client.get("/metrics")).text
     assert "mac_store_up 0.0" in metrics
-    assert "mac_replica_lag_versions 3.0" in metrics
+    assert 'mac_replica_lag_versions{namespace="default"} 3.0' in metrics
     assert "mac_replica_lag_seconds 12.5" in metrics
 
 
@@ -91,11 +116,12 @@ async def test_metrics_count_requests_by_template_and_outcome(client: httpx.Asyn
 async def test_metrics_read_the_engine_when_scraped(
     client: httpx.AsyncClient, engine: FakeEngine
 ) -> None:
-    assert "mac_bank_documents 0.0" in (await client.get("/metrics")).text
+    label = '{namespace="default"}'
+    assert f"mac_bank_documents{label} 0.0" in (await client.get("/metrics")).text
     await client.post("/documents", json={"text": "Fine."})
     metrics = (await client.get("/metrics")).text
-    assert "mac_bank_documents 1.0" in metrics
-    assert "mac_bank_version 1.0" in metrics
+    assert f"mac_bank_documents{label} 1.0" in metrics
+    assert f"mac_bank_version{label} 1.0" in metrics
     assert 'mac_engine_state{state="ready"} 1.0' in metrics
 
 
