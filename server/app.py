@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -110,7 +110,17 @@ def _openapi(app: FastAPI, settings: Settings) -> dict[str, Any]:
                 ],
             }
         }
+        max_question_tokens = _max_question_tokens(app.state.engine)
+        schema["info"]["x-max-question-tokens"] = max_question_tokens
         schema["info"]["x-max-body-bytes"] = settings.max_body_bytes  # and of a line of NDJSON
         schema["info"]["x-max-bulk-bytes"] = settings.max_bulk_bytes  # null: any
+        if max_question_tokens is None:
+            return schema  # not kept: it will be known when the model is loaded
         app.openapi_schema = schema
     return app.openapi_schema
+
+
+def _max_question_tokens(engine: EngineFacade) -> int | None:
+    config = engine.model_info().get("config")
+    limit = config.get("max_question_tokens") if isinstance(config, Mapping) else None
+    return limit if isinstance(limit, int) else None

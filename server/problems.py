@@ -85,6 +85,10 @@ VALIDATION_CODES = {
     ("documents", "too_long"): "too_many_documents",
     ("question", "string_too_long"): "question_too_long",
 }
+HINTS = {
+    "question_too_long": "; the limit in tokens, far below, is x-max-question-tokens of"
+    " /openapi.json"
+}
 HTTP_CODES = {
     400: "malformed_json",  # the framework's only 400: a body it could not parse
     404: "not_found",
@@ -191,7 +195,7 @@ async def on_validation_error(request: Request, error: Exception) -> Response:
         return problem(request, status=400, code="malformed_json", detail=detail)
     shown = [_field_error(item) for item in errors[:MAX_ERRORS]]
     code = VALIDATION_CODES.get((str(errors[0]["loc"][-1]), errors[0]["type"]), "invalid_input")
-    detail = f"{'.'.join(map(str, shown[0]['loc']))}: {shown[0]['msg']}"
+    detail = f"{'.'.join(map(str, shown[0]['loc']))}: {shown[0]['msg']}{HINTS.get(code, '')}"
     return problem(request, status=422, code=code, detail=detail, errors=shown)
 
 

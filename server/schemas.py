@@ -33,7 +33,7 @@ from pydantic import (
 from mac_core.types import DEFAULT_NAMESPACE, MetadataValue, Mode, OnConflict
 
 MAX_DOCUMENTS = 256
-MAX_QUESTION_CHARS = 65_536  # the engine's limit is in tokens and far below
+MAX_QUESTION_CHARS = 65_536  # the bundle's limit is in tokens and far below
 MAX_METADATA_ENTRIES = 64
 METADATA_PREFIX = "metadata."
 INT64_MAX = 2**63 - 1
@@ -240,7 +240,11 @@ class AskBody(Body):
     """One question and everything that decides its answer."""
 
     question: Annotated[Text, AfterValidator(_not_blank)] = Field(
-        min_length=1, max_length=MAX_QUESTION_CHARS
+        min_length=1,
+        max_length=MAX_QUESTION_CHARS,
+        description="characters as given here, and at most `model.config.max_question_tokens` of"
+        " /version in tokens (`x-max-question-tokens` of this document's `info`, null while the"
+        " model loads); more of either is 422 `question_too_long`",
     )
     namespace: Namespace = DEFAULT_NAMESPACE
     mode: Mode = "hybrid"

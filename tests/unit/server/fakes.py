@@ -191,7 +191,13 @@ class FakeEngine:
         )
 
     def model_info(self) -> Mapping[str, object]:
-        return {"name": "fake", "amortization_hash": "a" * 64, "base_lm_hash": "b" * 64}
+        config = {"max_question_tokens": MAX_QUESTION_TOKENS} if self.state == "ready" else None
+        return {
+            "name": "fake",
+            "amortization_hash": "a" * 64,
+            "base_lm_hash": "b" * 64,
+            "config": config,
+        }
 
     def bank_version(self, namespace: str) -> int:
         return self.versions.get(namespace, 0)

@@ -13,7 +13,7 @@ import pytest
 from mac_core.types import NamespaceStatus
 from server.settings import Settings
 from server.version import package_version
-from tests.unit.server.fakes import FakeEngine, serving
+from tests.unit.server.fakes import MAX_QUESTION_TOKENS, FakeEngine, serving
 
 pytestmark = pytest.mark.anyio
 
@@ -206,6 +206,35 @@ async def test_openapi_shows_every_limit() -> None:
     assert {"maximum": 1024, "minimum": 0, "type": "integer"} in ask["top_k"]["anyOf"]
     assert openapi["info"]["x-max-body-bytes"] == 4096
     assert openapi["info"]["x-max-bulk-bytes"] == 8192
+
+
+async def test_openapi_has_the_limit_of_a_question_once_the_model_is_loaded(
+    client: httpx.AsyncClient, engine: FakeEngine
+) -> None:
+    engine.state = "starting"
+    before = (await client.get("/openapi.json")).json()
+    engine.state = "ready"
+    after = (await client.get("/openapi.json")).json()
+    told = [openapi["info"]["x-max-question-tokens"] for openapi in (before, after)]
+    assert told == [None, MAX_QUESTION_TOKENS]
+    question = after["components"]["schemas"]["AskBody"]["properties"]["question"]
+    assert question["maxLength"] == 65_536
+    assert "question_too_long" in question["description"]
+
+
+@pytest.mark.parametrize(
+    ("question", "limits"),
+    [
+        ("when " * 65, ["65 tokens", "the limit is 64"]),
+        ("x" * 65_537, ["at most 65536 characters", "x-max-question-tokens"]),
+    ],
+)
+async def test_a_question_that_is_too_long_is_told_the_limit(
+    client: httpx.AsyncClient, question: str, limits: list[str]
+) -> None:
+    response = await client.post("/ask", json={"question": question})
+    assert (response.status_code, response.json()["code"]) == (422, "question_too_long")
+    assert all(limit in response.json()["detail"] for limit in limits)
 
 
 async def test_a_valid_body_by_the_schema_is_a_valid_body(
