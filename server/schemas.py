@@ -116,7 +116,11 @@ class DocumentBody(Body):
     id: DocumentId | None = None
     title: Text | None = Field(default=None, max_length=512)
     metadata: Metadata = Field(default_factory=dict)
-    published_at: Timestamp | None = None
+    published_at: Timestamp | None = Field(
+        default=None,
+        description="of competing documents the one published last answers, and `as_of` leaves out"
+        " those published later; null: not dated, so in no competition and never left out",
+    )
     namespace: Namespace | None = Field(default=None, description='"default" when not given')
     ttl_seconds: float | None = Field(
         default=None,
@@ -253,7 +257,11 @@ class AskBody(Body):
     )
     filter: Metadata = Field(default_factory=dict, description="metadata equality")
     as_of: Timestamp | None = Field(
-        default=None, description="use only documents published until then"
+        default=None,
+        description="read only documents with `published_at` at or before this time, and those"
+        " without one. It is no history: the bank is read as it is now, so a text that was replaced"
+        " under its id, deleted or is expired does not come back, and when a document was posted"
+        " does not matter. For questions as of a time, post each version under an id of its own",
     )
     max_new_tokens: int = Field(default=32, ge=1, le=256)
     temperature: float = Field(default=0.0, ge=0, le=2, description="0: greedy")

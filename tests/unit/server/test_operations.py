@@ -208,6 +208,15 @@ async def test_openapi_shows_every_limit() -> None:
     assert openapi["info"]["x-max-bulk-bytes"] == 8192
 
 
+async def test_openapi_says_what_as_of_filters_on_and_what_it_is_not(
+    openapi: dict[str, Any],
+) -> None:
+    schemas = openapi["components"]["schemas"]
+    as_of = schemas["AskBody"]["properties"]["as_of"]["description"]
+    assert all(word in as_of for word in ("published_at", "without one", "replaced", "deleted"))
+    assert "`as_of`" in schemas["DocumentBody"]["properties"]["published_at"]["description"]
+
+
 async def test_openapi_has_the_limit_of_a_question_once_the_model_is_loaded(
     client: httpx.AsyncClient, engine: FakeEngine
 ) -> None:
