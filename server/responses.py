@@ -130,6 +130,13 @@ class DocumentRemoved(BaseModel):
     bank_version: int
 
 
+class DocumentsRemoved(BaseModel):
+    """Answers at or after `bank_version` know nothing of them."""
+
+    removed: int = Field(description="how many there were")
+    bank_version: int
+
+
 class SourceSpan(BaseModel):
     """Half-open character range in the document's text."""
 

@@ -198,13 +198,11 @@ class NamespaceQuery(BaseModel):
     namespace: Namespace = DEFAULT_NAMESPACE
 
 
-class ListQuery(BaseModel):
-    """Paging, namespace, and `metadata.KEY=VALUE` filters."""
+class FilterQuery(BaseModel):
+    """Namespace, and `metadata.KEY=VALUE` filters."""
 
     model_config = ConfigDict(extra="allow")
 
-    limit: int = Field(default=100, ge=1, le=1000)
-    cursor: str | None = Field(default=None, max_length=1024)
     namespace: Namespace = DEFAULT_NAMESPACE
 
     @model_validator(mode="after")
@@ -224,6 +222,25 @@ class ListQuery(BaseModel):
             name.removeprefix(METADATA_PREFIX): _scalar(value)
             for name, value in (self.model_extra or {}).items()
         }
+
+
+class ListQuery(FilterQuery):
+    """Paging, namespace, and `metadata.KEY=VALUE` filters."""
+
+    limit: int = Field(default=100, ge=1, le=1000)
+    cursor: str | None = Field(default=None, max_length=1024)
+
+
+class RemoveQuery(FilterQuery):
+    """Namespace, and at least one `metadata.KEY=VALUE` filter."""
+
+    @model_validator(mode="after")
+    def _not_everything(self) -> Self:
+        if not self.model_extra:
+            raise ValueError(
+                "say which documents: metadata.KEY=VALUE; DELETE /namespaces/{name} forgets all"
+            )
+        return self
 
 
 def _scalar(text: str) -> MetadataValue:

@@ -240,6 +240,12 @@ class Engine:
         self._scheduler.submit_removal(ticket)
         return ticket.future
 
+    def remove_matching(
+        self, filter: Mapping[str, MetadataValue], *, namespace: str = DEFAULT_NAMESPACE
+    ) -> Future[RemoveResult]:
+        """Forget every document with this metadata, in order with what was written before."""
+        return self._submit_write(lambda serving: serving.remove_matching(namespace, filter))
+
     def ask(self, question: Question) -> Future[Answer]:
         """Answer a question; cancelling the future frees its row within a decode step."""
         timeout_ms = question.timeout_ms

@@ -292,6 +292,14 @@ class FakeEngine:
 
         return self._submit(remove)
 
+    def remove_matching(
+        self, filter: Mapping[str, MetadataValue], *, namespace: str = DEFAULT_NAMESPACE
+    ) -> Future[RemoveResult]:
+        bank = self.documents.get(namespace, {})
+        return self.remove(
+            [info.id for info in bank.values() if _matches(info, filter)], namespace=namespace
+        )
+
     def ask(self, question: Question) -> Future[Answer]:
         self._refuse()
         future: Future[Answer] = Future()
