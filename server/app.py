@@ -97,6 +97,7 @@ def _openapi(app: FastAPI, settings: Settings) -> dict[str, Any]:
         schemas["DocumentBody"]["properties"]["text"]["maxLength"] = settings.max_document_chars
         asking = schemas["AskBody"]["properties"]
         asking["min_confidence"]["default"] = settings.min_confidence
+        asking["timeout_ms"]["default"] = settings.default_timeout_ms
         adding = schema["paths"]["/documents"]["post"]
         adding["requestBody"]["content"][BULK_MEDIA_TYPE] = {
             "schema": {"$ref": "#/components/schemas/DocumentBody"}

@@ -286,7 +286,12 @@ class AskBody(Body):
     min_version: int | None = Field(
         default=None, ge=0, le=INT64_MAX, description="wait for this bank version, then 409"
     )
-    timeout_ms: float | None = Field(default=None, gt=0, le=600_000)
+    timeout_ms: float | None = Field(
+        default=None,
+        gt=0,
+        le=600_000,
+        description="then 504; null: the server's MAC_DEFAULT_TIMEOUT_MS",
+    )
     min_confidence: float | None = Field(
         default=None,
         ge=0,

@@ -192,7 +192,9 @@ async def test_openapi_lists_the_bare_routes(openapi: dict[str, Any]) -> None:
 
 
 async def test_openapi_shows_every_limit() -> None:
-    settings = Settings(max_document_chars=1234, max_body_bytes=4096, max_bulk_bytes=8192)
+    settings = Settings(
+        max_document_chars=1234, max_body_bytes=4096, max_bulk_bytes=8192, default_timeout_ms=5000
+    )
     async with serving(FakeEngine(), settings) as client:
         openapi = (await client.get("/openapi.json")).json()
     schemas = openapi["components"]["schemas"]
@@ -204,6 +206,7 @@ async def test_openapi_shows_every_limit() -> None:
     assert (ask["max_new_tokens"]["minimum"], ask["max_new_tokens"]["maximum"]) == (1, 256)
     assert (ask["temperature"]["minimum"], ask["temperature"]["maximum"]) == (0, 2)
     assert {"maximum": 1024, "minimum": 0, "type": "integer"} in ask["top_k"]["anyOf"]
+    assert ask["timeout_ms"]["default"] == 5000
     assert openapi["info"]["x-max-body-bytes"] == 4096
     assert openapi["info"]["x-max-bulk-bytes"] == 8192
 
