@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
-from concurrent.futures import Future
 from contextlib import suppress
 
 from fastapi import Response
@@ -19,7 +18,7 @@ from pydantic import BaseModel
 from starlette.types import Message, Receive, Scope, Send
 
 from mac_core.errors import MacError, NotReady, Overloaded
-from mac_core.types import DEFAULT_NAMESPACE, Document, DocumentResult
+from mac_core.types import DEFAULT_NAMESPACE, Document
 from server.bulk_lines import (
     BadLine,
     BodyTooLarge,
@@ -27,10 +26,10 @@ from server.bulk_lines import (
     Line,
     LineReader,
     StreamStopped,
-    learned,
     parse,
 )
-from server.dependencies import EngineFacade, outcome
+from server.bulk_pending import Pending
+from server.dependencies import EngineFacade
 from server.documents import document_of
 from server.problems import is_unavailable
 
@@ -47,36 +46,6 @@ def is_bulk(headers: Mapping[bytes, bytes]) -> bool:
     """Whether a request's body declares itself a stream of documents."""
     media_type = headers.get(b"content-type", b"").partition(b";")[0]
     return media_type.strip().lower() == MEDIA_TYPE.encode()
-
-
-class Pending:
-    """A line whose outcome is there, or will be."""
-
-    def __init__(self, line: Line, document_id: str | None = None) -> None:
-        self.line = line
-        self.size = len(line.text or b"")
-        self.document_id = document_id
-        self.future: Future[list[DocumentResult]] | None = None
-        self.failure: BaseModel | None = None
-        self.error: BaseException | None = None  # of the engine or the store
-
-    def fail(self, error: BaseException) -> BaseModel:
-        self.error = error
-        self.failure = FailedLine.because(self.line.number, error, document_id=self.document_id)
-        return self.failure
-
-    async def answer(self) -> BaseModel:
-        if self.future is None:
-            assert self.failure is not None
-            return self.failure
-        try:
-            (result,) = await outcome(self.future)
-        except Exception as error:
-            return self.fail(error)
-        if result.error is None:
-            return learned(self.line.number, result)
-        self.document_id = self.document_id or result.id or None
-        return self.fail(result.error)
 
 
 class BulkAdd(Response):
