@@ -139,9 +139,10 @@ class SelectionConfig:
     late_scale: float = 0.0  # 0: candidates are not ranked again
     num_candidates: int = 32  # best of each of dense and BM25 that are fused
     text_top_k: int = 1  # documents whose text enters the prompt in modes text and hybrid
+    num_readings: int = 1  # times `top_k` documents read apart, of which the surest answers
 
     def __post_init__(self) -> None:
-        _check_positive(self, "d_key", "top_k", "num_candidates", "text_top_k")
+        _check_positive(self, "d_key", "top_k", "num_candidates", "text_top_k", "num_readings")
         if min(self.dense_scale, self.bm25_scale, self.late_scale) < 0:
             raise ValueError(
                 f"dense_scale={self.dense_scale}, bm25_scale={self.bm25_scale}, "

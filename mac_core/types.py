@@ -113,6 +113,7 @@ class Question:
     namespace: str = DEFAULT_NAMESPACE
     mode: Mode = "hybrid"
     top_k: int | None = None  # documents aggregated; None: the bundle's own; 0: the whole bank
+    num_readings: int | None = None  # times `top_k` documents read apart; None: the bundle's own
     max_new_tokens: int = 32
     temperature: float = 0.0  # 0: greedy
     seed: int | None = None

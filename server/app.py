@@ -98,6 +98,7 @@ def _openapi(app: FastAPI, settings: Settings) -> dict[str, Any]:
         asking = schemas["AskBody"]["properties"]
         asking["min_confidence"]["default"] = settings.min_confidence
         asking["timeout_ms"]["default"] = settings.default_timeout_ms
+        asking["num_readings"]["default"] = settings.num_readings
         adding = schema["paths"]["/documents"]["post"]
         adding["requestBody"]["content"][BULK_MEDIA_TYPE] = {
             "schema": {"$ref": "#/components/schemas/DocumentBody"}

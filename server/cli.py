@@ -130,6 +130,9 @@ def ask(
     min_confidence: Annotated[
         float | None, typer.Option(min=0, max=1, help="Below it, no answer; the server's own.")
     ] = None,
+    num_readings: Annotated[
+        int | None, typer.Option(min=1, max=8, help="Documents read apart; the server's own.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the response as it is.")] = False,
 ) -> None:
     """Ask one question; prints the answer or that there is none, its confidence and sources."""
@@ -138,6 +141,8 @@ def ask(
     payload: dict[str, Any] = {"question": question, "mode": mode, "namespace": namespace}
     if min_confidence is not None:
         payload["min_confidence"] = min_confidence
+    if num_readings is not None:
+        payload["num_readings"] = num_readings
     client = Client(url)
     try:
         answer = client.ask(payload)

@@ -272,6 +272,13 @@ class AskBody(Body):
     top_k: int | None = Field(
         default=None, ge=0, le=1024, description="documents aggregated; 0: the whole bank"
     )
+    num_readings: int | None = Field(
+        default=None,
+        ge=1,
+        le=8,
+        description="the best documents are read apart, `top_k` at a time, at most so many times, "
+        "and the surest answer given; null: the server's MAC_NUM_READINGS",
+    )
     filter: Metadata = Field(default_factory=dict, description="metadata equality")
     as_of: Timestamp | None = Field(
         default=None,

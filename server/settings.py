@@ -78,6 +78,7 @@ class Settings(BaseSettings):
     modulation_bits: ModulationBits = _ENGINE.modulation_bits  # of each stored value
     default_timeout_ms: float = Field(default=_ENGINE.default_timeout_ms, gt=0)
     min_confidence: float = Field(default=0.0, ge=0, le=1)  # of a request that gives none
+    num_readings: int | None = Field(default=None, ge=1, le=8)  # None: the bundle's own
     shutdown_timeout_s: float = Field(default=30.0, gt=0)
     metrics_namespaces: int = Field(default=20, ge=0, le=1000)  # with a label; 0: none is named
     log_level: Literal["debug", "info", "warning", "error"] = "info"

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.redis_process import RedisProcess
+from tests.redis_process import RedisClusterProcesses, RedisProcess
 
 TIERS = ("unit", "parity", "integration", "gpu")
 
@@ -23,6 +23,20 @@ def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisProc
     process = RedisProcess(tmp_path_factory.mktemp("redis"), appendfsync="no")
     yield process
     process.stop()
+
+
+@pytest.fixture(scope="session")
+def redis_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisClusterProcesses]:
+    """One Redis Cluster for all tests that leave it running; `redis_cluster_url` empties it."""
+    processes = RedisClusterProcesses(tmp_path_factory.mktemp("cluster"))
+    yield processes
+    processes.stop()
+
+
+@pytest.fixture
+def redis_cluster_url(redis_cluster: RedisClusterProcesses) -> str:
+    redis_cluster.flush()
+    return redis_cluster.url
 
 
 @pytest.fixture

@@ -8,15 +8,16 @@ from dataclasses import dataclass, field
 
 from mac_core.config import EngineConfig
 from mac_core.engine.batch_cap import BatchCap, is_out_of_memory
-from mac_core.engine.confidence import judge
+from mac_core.engine.confidence import Judged, judge
 from mac_core.engine.learning import engine_failed
 from mac_core.engine.ports import AnsweringModel
+from mac_core.engine.readings import Reading, surest
 from mac_core.engine.selecting import Selecting
 from mac_core.engine.tickets import QuestionTicket
 from mac_core.engine.validation import check_question
 from mac_core.errors import BankBehind, NotReady, QuestionTooLong
-from mac_core.memory.bank import BankView, MemoryBank, Selected
-from mac_core.networks.model import AnswerRequest, Generated
+from mac_core.memory.bank import BankView, MemoryBank
+from mac_core.networks.model import Generated
 from mac_core.types import Answer, EngineObserver, Question, Source, Timings, Usage
 
 PHASES = ("select", "aggregate", "prefill", "decode")
@@ -157,21 +158,29 @@ class Asking:
     def _answer(self, rows: Sequence[Row]) -> list[Answer]:
         phases = PhaseClock()
         began = self._clock()
-        selected = self._selecting.select(
-            [row.question for row in rows], [row.view for row in rows], now=self._now()
-        )
-        requests = self._selecting.requests([row.question for row in rows], selected)
+        questions = [row.question for row in rows]
+        selected = self._selecting.select(questions, [row.view for row in rows], now=self._now())
+        readings = self._selecting.readings(questions, selected)
+        requests = self._selecting.requests(questions, readings)
         phases.add("select", self._clock() - began)
         generated = self._model.answer(
-            requests, should_stop=lambda index: self._stops(rows[index]), observe=phases.add
+            requests,
+            should_stop=lambda index: self._stops(rows[readings[index].place]),
+            observe=phases.add,
         )
-        if len(generated) != len(rows):
-            raise RuntimeError(f"{len(rows)} questions, {len(generated)} answers")
+        if len(generated) != len(readings):
+            raise RuntimeError(f"{len(readings)} readings, {len(generated)} answers")
         for phase in PHASES:
             self._observer.observe_phase(phase, phases.seconds.get(phase, 0.0))
+        judged = [
+            judge(self._model.config.confidence, request, reading.selected, made)
+            for request, reading, made in zip(requests, readings, generated, strict=True)
+        ]
+        usages = _usages(len(rows), readings, generated)
+        chosen = [judged[number] for number in surest(readings, judged)]
         return [
-            self._to_answer(row, request, chosen, made, phases)
-            for row, request, chosen, made in zip(rows, requests, selected, generated, strict=True)
+            self._to_answer(row, answer, usage, phases)
+            for row, answer, usage in zip(rows, chosen, usages, strict=True)
         ]
 
     def _stops(self, row: Row) -> bool:
@@ -182,15 +191,7 @@ class Asking:
             row.stopped = NotReady("the engine was stopped")
         return row.stopped is not None or row.ticket.is_cancelled
 
-    def _to_answer(
-        self,
-        row: Row,
-        request: AnswerRequest,
-        selected: Sequence[Selected],
-        generated: Generated,
-        phases: PhaseClock,
-    ) -> Answer:
-        judged = judge(self._model.config.confidence, request, selected, generated)
+    def _to_answer(self, row: Row, judged: Judged, usage: Usage, phases: PhaseClock) -> Answer:
         judged = judged.withheld_below(row.question.min_confidence)
         ticket = row.ticket
         self._used(row.question.namespace, judged.sources)
@@ -199,11 +200,7 @@ class Asking:
             confidence=judged.confidence,
             sources=judged.sources,
             bank_version=row.view.version,
-            usage=Usage(
-                prompt_tokens=generated.num_prompt_tokens,
-                prefix_tokens=generated.num_prefix_tokens,
-                completion_tokens=generated.num_completion_tokens,
-            ),
+            usage=usage,
             timings_ms=Timings(
                 queue=1000 * (ticket.taken_at - ticket.submitted_at),
                 **{phase: phases.ms(phase) for phase in PHASES},
@@ -221,3 +218,18 @@ class Asking:
     def _fail(self, ticket: QuestionTicket, error: Exception) -> None:
         self._observer.observe_phase("total", self._clock() - ticket.submitted_at)
         ticket.fail(error)
+
+
+def _usages(
+    num_questions: int, readings: Sequence[Reading], generated: Sequence[Generated]
+) -> list[Usage]:
+    """Of each question: all of its readings together."""
+    usages = [Usage(prompt_tokens=0, prefix_tokens=0, completion_tokens=0)] * num_questions
+    for reading, made in zip(readings, generated, strict=True):
+        before = usages[reading.place]
+        usages[reading.place] = Usage(
+            prompt_tokens=before.prompt_tokens + made.num_prompt_tokens,
+            prefix_tokens=before.prefix_tokens + made.num_prefix_tokens,
+            completion_tokens=before.completion_tokens + made.num_completion_tokens,
+        )
+    return usages

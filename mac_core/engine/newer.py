@@ -36,25 +36,34 @@ def num_candidates(top_k: int, *, most: int) -> int:
     return 0 if top_k == 0 else max(top_k, min(top_k + RIVALS, most))
 
 
-def newer_first(selected: Sequence[Selected], *, top_k: int) -> list[Selected]:
+def newer_first(
+    selected: Sequence[Selected], *, top_k: int, num_readings: int = 1
+) -> list[Selected]:
     """The `top_k` (0: all) of `selected` by the rule above, best first, priors among themselves.
 
     Args:
         selected: best first.
+        num_readings: so many times `top_k` are wanted. Those after the first `top_k` are read
+            without the newer ones, so that none of them may be older than a rival of its own.
     """
-    scores = _scores(selected)
-    if scores != [chosen.score for chosen in selected]:
+    scores, places = _scores(selected)
+    outdated = {selected[place].entry for place in places}
+    is_changed = scores != [chosen.score for chosen in selected]
+    if is_changed:
         changed = [replace(one, score=score) for one, score in zip(selected, scores, strict=True)]
         selected = sorted(changed, key=lambda chosen: -chosen.score)
-    elif not 0 < top_k < len(selected):
-        return list(selected)
     kept = selected[:top_k] if top_k else selected
+    others = [one for one in selected[len(kept) :] if one.entry not in outdated]
+    kept = [*kept, *others[: top_k * (num_readings - 1)]]
+    if not is_changed and len(kept) == len(selected):
+        return kept
     priors = torch.tensor([chosen.score for chosen in kept]).log_softmax(dim=0).tolist()
     return [replace(one, log_prior=prior) for one, prior in zip(kept, priors, strict=True)]
 
 
-def _scores(selected: Sequence[Selected]) -> list[float]:
-    """Of each, after the newer ones have taken their places."""
+def _scores(selected: Sequence[Selected]) -> tuple[list[float], set[int]]:
+    """Of each, after the newer have taken their places; and the places of their older rivals."""
+    outdated = set[int]()
     scores = [chosen.score for chosen in selected]
     dated = [
         place
@@ -62,7 +71,7 @@ def _scores(selected: Sequence[Selected]) -> list[float]:
         if chosen.entry.published_at is not None
     ]
     if len({_date(selected[place]) for place in dated}) < 2:
-        return scores
+        return scores, outdated
     keys = torch.stack([selected[place].entry.stored.selection_key_float() for place in dated])
     near = (keys @ keys.T >= NEAR).tolist()  # (dated, dated)
     waiting = list(range(len(dated)))
@@ -75,9 +84,10 @@ def _scores(selected: Sequence[Selected]) -> list[float]:
         for place in group:
             if _date(selected[place]) < _date(selected[newest]):
                 scores[place] = min(scores[place], SHARE * top)
+                outdated.add(place)
         scores[newest] = top
         waiting = [i for i in rest if i not in rivals]
-    return scores
+    return scores, outdated
 
 
 def _competes(selected: Sequence[Selected], best: int, other: int) -> bool:

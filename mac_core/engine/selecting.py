@@ -9,6 +9,7 @@ import torch
 from mac_core.engine.newer import newer_first, num_candidates
 from mac_core.engine.ports import AnsweringModel
 from mac_core.engine.ranking import late_scores, rank
+from mac_core.engine.readings import Reading, readings_of
 from mac_core.memory.bank import BankEntry, BankView, MemoryBank, Selected
 from mac_core.networks.model import AnswerRequest
 from mac_core.networks.values import QuestionEncoding
@@ -26,7 +27,7 @@ class Selecting:
     def select(
         self, questions: Sequence[Question], views: Sequence[BankView], *, now: float
     ) -> list[list[Selected]]:
-        """The chunks of each question, best first; none for mode `none`.
+        """The chunks of each question, of all its readings, best first; none for mode `none`.
 
         Args:
             views: by question.
@@ -38,15 +39,34 @@ class Selecting:
             for question, view, asked in zip(questions, views, encoded, strict=True)
         ]
 
-    def requests(
+    def readings(
         self, questions: Sequence[Question], selected: Sequence[Sequence[Selected]]
+    ) -> list[Reading]:
+        """What is read together: of each question one or more, in the order of the questions."""
+        return [
+            reading
+            for place, (question, chosen) in enumerate(zip(questions, selected, strict=True))
+            for reading in readings_of(place, chosen, together=self._together(question))
+        ]
+
+    def requests(
+        self, questions: Sequence[Question], readings: Sequence[Reading]
     ) -> list[AnswerRequest]:
-        """One request for each question; a chunk that several read is unpacked once."""
+        """One request for each reading; a chunk that several read is unpacked once."""
         unpacked: dict[BankEntry, Modulation] = {}
         return [
-            self._request(question, chosen, unpacked)
-            for question, chosen in zip(questions, selected, strict=True)
+            self._request(questions[reading.place], reading.selected, unpacked)
+            for reading in readings
         ]
+
+    def _together(self, question: Question) -> int:
+        """How many chunks one reading has; 0: all of the bank."""
+        if question.mode == "text":
+            return self._config.text_top_k
+        return self._config.top_k if question.top_k is None else question.top_k
+
+    def _num_readings(self, question: Question) -> int:
+        return question.num_readings or self._config.num_readings
 
     def _encode(
         self, questions: Sequence[Question], views: Sequence[BankView]
@@ -71,12 +91,11 @@ class Selecting:
         config = self._config
         if question.mode == "none" or not view.entries:
             return []
-        top_k = config.top_k if question.top_k is None else question.top_k
-        top_k = config.text_top_k if asked is None else top_k
+        top_k, num_readings = self._together(question), self._num_readings(question)
         ranks_again = asked is not None and config.late_scale > 0
-        wanted = num_candidates(top_k, most=config.num_candidates)
+        wanted = num_candidates(top_k * num_readings, most=config.num_candidates)
         if ranks_again and top_k:
-            wanted = max(top_k, config.num_candidates)
+            wanted = max(top_k * num_readings, config.num_candidates)
         candidates = self._bank.select(
             view,
             query=torch.zeros(config.d_key) if asked is None else asked.selection_query[0],
@@ -90,7 +109,7 @@ class Selecting:
         if asked is not None and ranks_again and candidates:
             late = late_scores(self._model, asked, candidates)
             candidates = rank(candidates, late, late_scale=config.late_scale)
-        return newer_first(candidates, top_k=top_k)
+        return newer_first(candidates, top_k=top_k, num_readings=num_readings)
 
     def _request(
         self,

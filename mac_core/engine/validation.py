@@ -86,6 +86,8 @@ def check_question(question: Question) -> None:
         raise InvalidInput(f"mode={question.mode!r} is not one of {get_args(Mode)}")
     if question.top_k is not None and question.top_k < 0:
         raise InvalidInput(f"top_k={question.top_k} is below 0")
+    if question.num_readings is not None and question.num_readings < 1:
+        raise InvalidInput(f"num_readings={question.num_readings} is below 1")
     if question.max_new_tokens < 1:
         raise InvalidInput(f"max_new_tokens={question.max_new_tokens} is below 1")
     if not (math.isfinite(question.temperature) and question.temperature >= 0):

@@ -8,21 +8,33 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from mac_core.config import ConfidenceWeights, ModelConfig
-from mac_core.engine.confidence import judge
+from mac_core.engine.confidence import Judged, judge
+from mac_core.engine.ports import AnsweringModel
+from mac_core.engine.readings import surest
+from mac_core.engine.selecting import Selecting
 from mac_core.evaluation.results import Prediction
 from mac_core.memory.bank import Selected
-from mac_core.networks.model import AnswerRequest, Generated
+from mac_core.types import Question
 
 # Oracles read what these modes read.
 _READ_AS = {"oracle": "memory", "oracle-text": "text"}
 
 
-def spoken(
-    config: ModelConfig, request: AnswerRequest, selected: Sequence[Selected], made: Generated
-) -> tuple[str, float]:
-    """The answer as the engine spells it, and its confidence in [0, 1], before any withholding."""
-    judged = judge(config.confidence, request, selected, made)
-    return judged.text or "", judged.confidence
+def answers_of(
+    model: AnsweringModel,
+    selecting: Selecting,
+    questions: Sequence[Question],
+    selected: Sequence[Sequence[Selected]],
+) -> list[Judged]:
+    """By question, the answer that the engine would give, before any withholding."""
+    readings = selecting.readings(questions, selected)
+    requests = selecting.requests(questions, readings)
+    generated = model.answer(requests)
+    judged = [
+        judge(model.config.confidence, request, reading.selected, made)
+        for request, reading, made in zip(requests, readings, generated, strict=True)
+    ]
+    return [judged[number] for number in surest(readings, judged)]
 
 
 def bundle_min_confidence(config: ModelConfig, mode: str) -> float | None:

@@ -160,6 +160,7 @@ def _answers(
         view=publish(model, bank, stored, version=1),
         batch_size=task.origin.batch_size,
         top_k=task.origin.top_k,
+        num_readings=task.origin.num_readings,
         max_new_tokens=task.origin.max_new_tokens,
     )
     advance = track(f"ask {setting.name}", len(task.questions))

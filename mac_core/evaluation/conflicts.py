@@ -18,7 +18,7 @@ from mac_core.engine.offline import Advance
 from mac_core.engine.ports import AnsweringModel
 from mac_core.engine.selecting import Selecting
 from mac_core.errors import InvalidInput
-from mac_core.evaluation.abstention import spoken
+from mac_core.evaluation.abstention import answers_of
 from mac_core.evaluation.learned import Track, learn_documents, untracked
 from mac_core.evaluation.metrics import Estimate, normalize, wilson
 from mac_core.evaluation.results import Origin
@@ -150,13 +150,9 @@ class _Asker:
             questions = [self._question(conflict, mode, asked) for conflict in part]
             selecting = Selecting(self.model, self.bank)
             selected = selecting.select(questions, [self.view] * len(questions), now=0.0)
-            requests = selecting.requests(questions, selected)
-            generated = self.model.answer(requests)
-            for conflict, request, chosen, made in zip(
-                part, requests, selected, generated, strict=True
-            ):
-                answer, _ = spoken(self.model.config, request, chosen, made)
-                said.append(whose_answer(conflict, answer))
+            answers = answers_of(self.model, selecting, questions, selected)
+            for conflict, chosen, judged in zip(part, selected, answers, strict=True):
+                said.append(whose_answer(conflict, judged.text or ""))
                 name = chosen[0].entry.document_id if chosen else ""
                 first.append(_whose_document(conflict, name))
             advance(len(part))
@@ -173,6 +169,7 @@ class _Asker:
             text=conflict.other_question if OTHER in asked else conflict.question,
             mode=mode,
             top_k=self.origin.top_k,
+            num_readings=self.origin.num_readings,
             max_new_tokens=self.origin.max_new_tokens,
             as_of=conflict.between if asked == AS_OF else None,
         )

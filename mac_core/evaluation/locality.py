@@ -83,6 +83,7 @@ def run_locality(
         view=view,
         batch_size=origin.batch_size,
         top_k=origin.top_k,
+        num_readings=origin.num_readings,
         max_new_tokens=origin.max_new_tokens,
     )
     results: list[LocalityResult] = []

@@ -16,7 +16,7 @@ import torch
 from mac_core.engine.offline import Advance
 from mac_core.engine.ports import AnsweringModel
 from mac_core.engine.selecting import Selecting
-from mac_core.evaluation.abstention import spoken
+from mac_core.evaluation.abstention import answers_of
 from mac_core.evaluation.answer_log import AnswerLog
 from mac_core.evaluation.dataset import SquadQuestion
 from mac_core.evaluation.learned import DOCUMENT_KEY
@@ -62,6 +62,7 @@ class Asker:
     view: BankView
     batch_size: int = 16
     top_k: int | None = None  # None: the bundle's own
+    num_readings: int | None = None  # None: the bundle's own
     max_new_tokens: int = 32
 
     def answer_all(
@@ -115,23 +116,18 @@ class Asker:
     def _read(self, mode: EvaluationMode, choices: Sequence[_Choice]) -> list[Prediction]:
         """Read and spell as the engine does."""
         started = perf_counter()
-        reading = [replace(c.asked, mode=_READS.get(mode, c.asked.mode)) for c in choices]
-        selecting = Selecting(self.model, self.bank)
-        requests = selecting.requests(reading, [choice.selected for choice in choices])
-        generated = self.model.answer(requests)
-        answers = [
-            spoken(self.model.config, request, choice.selected, made)
-            for request, choice, made in zip(requests, choices, generated, strict=True)
-        ]
+        questions = [replace(c.asked, mode=_READS.get(mode, c.asked.mode)) for c in choices]
+        selected = [choice.selected for choice in choices]
+        answers = answers_of(self.model, Selecting(self.model, self.bank), questions, selected)
         seconds = (perf_counter() - started) / len(choices)
         return [
             Prediction(
                 question_id=choice.question.id,
-                answer=answer,
-                confidence=confidence,
+                answer=judged.text or "",
+                confidence=judged.confidence,
                 seconds=choice.seconds + seconds,
             )
-            for choice, (answer, confidence) in zip(choices, answers, strict=True)
+            for choice, judged in zip(choices, answers, strict=True)
         ]
 
     def _question(self, mode: EvaluationMode, question: SquadQuestion) -> Question:
@@ -140,6 +136,7 @@ class Asker:
             text=question.text,
             mode=_SELECTS[mode] if is_oracle else mode,  # type: ignore[arg-type]
             top_k=self.top_k,
+            num_readings=self.num_readings,
             max_new_tokens=self.max_new_tokens,
             filter={DOCUMENT_KEY: question.document_id} if is_oracle else {},
         )

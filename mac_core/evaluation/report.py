@@ -133,8 +133,8 @@ def origin_lines(origin: Origin) -> Iterable[str]:
         f"amortization {origin.amortization_hash[:12]}  base LM {origin.base_lm_hash[:12]}"
     )
     yield (
-        f"top_k {origin.top_k}  batch {origin.batch_size}  device {origin.device}  "
-        f"{origin.precision}  torch threads {origin.num_threads}"
+        f"top_k {origin.top_k}  readings {origin.num_readings}  batch {origin.batch_size}  "
+        f"device {origin.device}  {origin.precision}  torch threads {origin.num_threads}"
     )
     yield f"data {origin.data_file} {origin.data_sha256[:12]}"
 

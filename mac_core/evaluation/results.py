@@ -62,6 +62,7 @@ class Origin:
     data_sha256: str
     seed: int
     top_k: int
+    num_readings: int
     batch_size: int
     max_new_tokens: int
     device: str

@@ -89,6 +89,7 @@ def run_retention(
             view=view,
             batch_size=origin.batch_size,
             top_k=origin.top_k,
+            num_readings=origin.num_readings,
             max_new_tokens=origin.max_new_tokens,
         )
         advance = track(f"retrieve at {size}", len(asked))

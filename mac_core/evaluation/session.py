@@ -42,6 +42,9 @@ BatchSize = Annotated[int, typer.Option(min=1, help="Questions, or chunks, at on
 TopK = Annotated[
     int | None, typer.Option(min=0, help="Documents aggregated; 0: all; default: the bundle's.")
 ]
+NumReadings = Annotated[
+    int | None, typer.Option(min=1, help="Times --top-k read apart; default: the bundle's.")
+]
 MaxNewTokens = Annotated[int, typer.Option(min=1, help="Tokens of an answer.")]
 Device = Annotated[str, typer.Option(help="Torch device, such as cpu or cuda.")]
 PrecisionOption = Annotated[
@@ -81,6 +84,7 @@ class RunOptions:
     max_new_tokens: int
     device: str
     num_threads: int | None
+    num_readings: int | None = None
     precision: str = "float32"
     resume: Path | None = None
     cache: Path | None = None
@@ -202,7 +206,8 @@ def _origin(model: MacModel, options: RunOptions) -> Origin:
     from mac_core.evaluation.origin import config_fingerprint, file_sha256, source_commit
     from mac_core.evaluation.results import Origin
 
-    top_k = model.config.selection.top_k if options.top_k is None else options.top_k
+    selection = model.config.selection
+    top_k = selection.top_k if options.top_k is None else options.top_k
     return Origin(
         commit=source_commit(),
         bundle=model.config.name,
@@ -213,6 +218,7 @@ def _origin(model: MacModel, options: RunOptions) -> Origin:
         data_sha256=file_sha256(options.data),
         seed=options.seed,
         top_k=top_k,
+        num_readings=options.num_readings or selection.num_readings,
         batch_size=options.batch_size,
         max_new_tokens=options.max_new_tokens,
         device=options.device,

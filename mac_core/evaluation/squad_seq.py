@@ -68,6 +68,7 @@ def run_squad_seq(
         view=view,
         batch_size=origin.batch_size,
         top_k=origin.top_k,
+        num_readings=origin.num_readings,
         max_new_tokens=origin.max_new_tokens,
     )
     num_questions = len(task.questions)

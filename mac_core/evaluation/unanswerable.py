@@ -104,6 +104,7 @@ def run_unanswerable(
         view=view,
         batch_size=origin.batch_size,
         top_k=origin.top_k,
+        num_readings=origin.num_readings,
         max_new_tokens=origin.max_new_tokens,
     )
     predictions: dict[str, list[Prediction]] = {

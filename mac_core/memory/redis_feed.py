@@ -12,9 +12,10 @@ from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any
 
-from redis import Redis
+from redis.cluster import RedisCluster
 
 from mac_core.memory.redis_client import Availability, translating
+from mac_core.memory.redis_cluster import Client, poll
 from mac_core.memory.redis_keys import ANNOUNCEMENTS, NamespaceKeys
 from mac_core.memory.redis_reading import (
     head_of,
@@ -36,7 +37,7 @@ class RedisFeed:
 
     def __init__(
         self,
-        client: Redis,
+        client: Client,
         *,
         name: str,
         fingerprint: Fingerprint | None,
@@ -58,6 +59,8 @@ class RedisFeed:
         return {name: head_of(*meta) for name, meta in zip(names, answers, strict=True)}
 
     def wait(self, versions: Mapping[str, int], *, timeout_s: float) -> frozenset[str]:
+        if isinstance(self._client, RedisCluster):
+            return self._poll(self._client, versions, timeout_s=timeout_s)
         streams = {NamespaceKeys.of(name).changes: name for name in versions}
         after: dict[Any, Any] = {key: f"{versions[name]}-0" for key, name in streams.items()} | {
             ANNOUNCEMENTS: self._announced
@@ -72,6 +75,16 @@ class RedisFeed:
             else:
                 moved.add(streams[key.decode()])
         return frozenset(moved)
+
+    def _poll(
+        self, client: RedisCluster, versions: Mapping[str, int], *, timeout_s: float
+    ) -> frozenset[str]:
+        with self._translating():
+            moved, announced = poll(client, versions, self._announced, timeout_s=timeout_s)
+        if announced != self._announced:
+            self._announced = announced
+            moved |= self.heads().keys() - versions.keys()
+        return moved
 
     def delta(self, namespace: str, after: Head, known: Callable[[], Mapping[str, str]]) -> Delta:
         with self._translating():

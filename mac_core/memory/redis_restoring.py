@@ -10,11 +10,12 @@ from dataclasses import dataclass, fields
 from itertools import islice
 from uuid import uuid4
 
-from redis import Redis
+from redis.cluster import RedisCluster
 
 from mac_core.errors import NamespaceNotEmpty, StoreError
 from mac_core.memory.record_format import encode_record
 from mac_core.memory.records import DocumentRecord
+from mac_core.memory.redis_cluster import Client
 from mac_core.memory.redis_keys import NamespaceKeys
 from mac_core.memory.redis_rows import arguments_of
 from mac_core.memory.restoring import NamespaceContent, version_after
@@ -81,7 +82,7 @@ class _Staged:
 
 
 def restore(
-    client: Redis,
+    client: Client,
     contents: Sequence[NamespaceContent],
     *,
     fingerprint: Fingerprint,
@@ -92,7 +93,8 @@ def restore(
 
     Raises:
         NamespaceNotEmpty: one holds documents, and they are not to be replaced.
-        StoreError: one was written to meanwhile. In both cases nothing was changed.
+        StoreError: one was written to meanwhile. In both cases neither it nor, but in a cluster,
+            any other was changed.
     """
     mark = uuid4().hex
     everything: list[_Staged] = []
@@ -100,14 +102,22 @@ def restore(
         for content in contents:
             everything.append(_begin(client, content, mark, is_replacing=is_replacing))
             _stage(client, everything[-1], mark, fingerprint)
-        _swap(client, everything, mark, is_replacing=is_replacing, max_changes=max_changes)
+        for part in _at_once(client, everything):
+            _swap(client, part, mark, is_replacing=is_replacing, max_changes=max_changes)
     finally:  # after the swap there are none
         for staged in everything:
             client.unlink(*staged.parts)
     return {staged.content.namespace: staged.version for staged in everything}
 
 
-def _begin(client: Redis, content: NamespaceContent, mark: str, *, is_replacing: bool) -> _Staged:
+def _at_once(client: Client, everything: Sequence[_Staged]) -> list[Sequence[_Staged]]:
+    """What is swapped in one script: everything; in a cluster, where slots differ, each alone."""
+    if isinstance(client, RedisCluster):
+        return [[staged] for staged in everything]
+    return [everything]
+
+
+def _begin(client: Client, content: NamespaceContent, mark: str, *, is_replacing: bool) -> _Staged:
     keys = NamespaceKeys.of(content.namespace)
     size = int(client.zcard(keys.order))
     if size and not is_replacing:  # looked at again when it counts; this saves the work
@@ -123,7 +133,7 @@ def _begin(client: Redis, content: NamespaceContent, mark: str, *, is_replacing:
     )
 
 
-def _stage(client: Redis, staged: _Staged, mark: str, fingerprint: Fingerprint) -> None:
+def _stage(client: Client, staged: _Staged, mark: str, fingerprint: Fingerprint) -> None:
     order, stamps, headers, payloads, expiry = staged.parts
     for part in _batches(staged.content):
         with client.pipeline(transaction=False) as writes:
@@ -150,7 +160,7 @@ def _stage(client: Redis, staged: _Staged, mark: str, fingerprint: Fingerprint) 
 
 
 def _swap(
-    client: Redis,
+    client: Client,
     everything: Sequence[_Staged],
     mark: str,
     *,
@@ -174,7 +184,7 @@ def _swap(
     if outcome == b"moved":
         name = everything[int(place[0])].content.namespace
         raise StoreError(
-            f"namespace {name!r} was written to while it was restored: nothing was changed"
+            f"namespace {name!r} was written to while it was restored: it was left as it is"
         )
 
 

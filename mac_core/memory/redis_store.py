@@ -22,7 +22,7 @@ from mac_core.memory.record_format import encode_record
 from mac_core.memory.records import DocumentRecord, last_of_each_id, metadata_matches
 from mac_core.memory.redis_client import (
     Availability,
-    check_server,
+    check_servers,
     connect,
     public_name,
     translating,
@@ -94,7 +94,7 @@ class RedisStore:
         )
         try:
             with self._translating("be opened"):
-                check_server(self._client, self._name)
+                check_servers(self._client, self._name)
                 self._check_schema()
         except BaseException:
             self.close()

@@ -111,13 +111,15 @@ def ask(
     outcomes: list[Outcome] = []
     for first in range(0, len(questions), BATCH_SIZE):
         batch = questions[first : first + BATCH_SIZE]
-        asked = [Question(text=question.text, mode=mode) for question in batch]
+        # One reading each: what a confidence is of, however many are compared by it.
+        asked = [Question(text=question.text, mode=mode, num_readings=1) for question in batch]
         selected = selecting.select(asked, [view] * len(asked), now=0.0)
-        requests = selecting.requests(asked, selected)
-        for question, request, chosen, made in zip(
-            batch, requests, selected, model.answer(requests), strict=True
+        readings = selecting.readings(asked, selected)
+        requests = selecting.requests(asked, readings)
+        for question, request, reading, made in zip(
+            batch, requests, readings, model.answer(requests), strict=True
         ):
-            judged = judge(ConfidenceConfig(), request, chosen, made)
+            judged = judge(ConfidenceConfig(), request, reading.selected, made)
             outcomes.append(
                 Outcome(
                     judged=judged,

@@ -15,6 +15,7 @@ from server.dependencies import (
 )
 from server.responses import AskResponse
 from server.schemas import AskBody, NoQuery
+from server.settings import Settings
 
 router = APIRouter(tags=["ask"])
 
@@ -28,18 +29,20 @@ async def post_ask(
     settings: SettingsDependency,
 ) -> AskResponse:
     """Answer one question, or abstain; a client that goes away stops its own answer."""
-    question = _question(body, min_confidence=settings.min_confidence)
+    question = _question(body, settings)
     answer = await outcome_while_connected(engine.ask(question), request)
     return AskResponse.of(answer, mode=body.mode)
 
 
-def _question(body: AskBody, *, min_confidence: float) -> Question:
-    """`min_confidence`: of a request that gives none."""
+def _question(body: AskBody, settings: Settings) -> Question:
+    """What a request leaves open is as the settings have it."""
+    min_confidence, num_readings = body.min_confidence, body.num_readings
     return Question(
         text=body.question,
         namespace=body.namespace,
         mode=body.mode,
         top_k=body.top_k,
+        num_readings=settings.num_readings if num_readings is None else num_readings,
         max_new_tokens=body.max_new_tokens,
         temperature=body.temperature,
         seed=body.seed,
@@ -47,5 +50,5 @@ def _question(body: AskBody, *, min_confidence: float) -> Question:
         as_of=body.as_of.timestamp() if body.as_of else None,
         min_version=body.min_version,
         timeout_ms=body.timeout_ms,
-        min_confidence=min_confidence if body.min_confidence is None else body.min_confidence,
+        min_confidence=settings.min_confidence if min_confidence is None else min_confidence,
     )

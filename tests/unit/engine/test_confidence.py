@@ -42,7 +42,8 @@ def judged(
     selecting = Selecting(model, bank)
     question = Question(text=ASK, mode=mode)
     selected = selecting.select([question], [view], now=0.0)
-    (request,) = selecting.requests([question], selected)
+    readings = selecting.readings([question], selected)
+    (request,) = selecting.requests([question], readings)
     generated = Generated(
         text=answer,
         token_ids=tuple(range(len(answer.split()))),

@@ -164,6 +164,7 @@ def origin() -> Origin:
         data_sha256="d" * 64,
         seed=3,
         top_k=2,
+        num_readings=1,
         batch_size=4,
         max_new_tokens=8,
         device="cpu",

@@ -4,7 +4,8 @@ from typing import Any
 import pytest
 
 from mac_core.config import ConfidenceConfig, ConfidenceWeights
-from mac_core.evaluation.abstention import abstains, bundle_min_confidence, spoken, thresholds
+from mac_core.engine.confidence import judge
+from mac_core.evaluation.abstention import abstains, bundle_min_confidence, thresholds
 from mac_core.evaluation.results import Prediction
 from mac_core.networks.model import AnswerRequest
 
@@ -52,6 +53,8 @@ def test_a_given_threshold_holds_for_every_mode() -> None:
 def test_silence_is_sure_of_nothing(reader: Any) -> None:
     request = AnswerRequest(question="Where does nobody dwell?")
     (made,) = reader.answer([request])
-    assert spoken(reader.config, request, [], made) == ("nowhere", 1.0)
+    judged = judge(reader.config.confidence, request, [], made)
+    assert (judged.text, judged.confidence) == ("nowhere", 1.0)
     silent = type(made)(**{name: getattr(made, name) for name in made.__slots__} | {"text": " "})
-    assert spoken(reader.config, request, [], silent) == ("", 0.0)
+    judged = judge(reader.config.confidence, request, [], silent)
+    assert (judged.text, judged.confidence) == (None, 0.0)

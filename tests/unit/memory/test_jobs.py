@@ -41,10 +41,11 @@ def clock() -> Clock:
     return Clock()
 
 
-@pytest.fixture(params=["sqlite", "redis"])
+@pytest.fixture(params=["sqlite", "redis", pytest.param("cluster", marks=pytest.mark.slow)])
 def open_jobs(request: pytest.FixtureRequest, tmp_path: Path, clock: Clock) -> OpenJobs:
-    if request.param == "redis":
-        url = request.getfixturevalue("redis_url")
+    if request.param != "sqlite":
+        of = {"redis": "redis_url", "cluster": "redis_cluster_url"}
+        url = request.getfixturevalue(of[request.param])
         return lambda: RedisJobStore(url, clock=clock)
     return lambda: SqliteJobStore(tmp_path, clock=clock)
 

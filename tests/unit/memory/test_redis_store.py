@@ -101,6 +101,17 @@ def test_a_newer_schema_is_refused(client: Redis, redis_url: str) -> None:
         RedisStore(redis_url, fingerprint=FINGERPRINT)
 
 
+def test_a_socket_in_the_file_system_is_a_server_too(tmp_path: Path) -> None:
+    socket = tmp_path / "redis.sock"
+    process = RedisProcess(tmp_path / "redis", unixsocket=str(socket))
+    try:
+        with closing(RedisStore(f"unix://{socket}?db=1", fingerprint=FINGERPRINT)) as store:
+            assert store.version("default") == 0
+            store.check()
+    finally:
+        process.kill()
+
+
 def test_no_server_is_a_store_error_that_hides_the_password() -> None:
     url = f"redis://user:secret@127.0.0.1:{free_port()}/0"
     with pytest.raises(StoreError, match="redis://127.0.0.1:") as caught:
