@@ -273,6 +273,18 @@ class JobPage:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class NamespaceStatus:
+    """One namespace as an engine's bank has it; deleted ones keep their version."""
+
+    namespace: str
+    bank_version: int
+    num_documents: int
+    num_chunks: int
+    num_bytes: int  # of modulations
+    lag_versions: int = 0  # what the bank lacks of what others wrote, when last heard
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EngineStatus:
     """The engine's health, readable from any thread."""
 
@@ -287,7 +299,8 @@ class EngineStatus:
     last_step_age_s: float | None  # None: no step yet
     store: str = "unknown"  # its kind
     store_state: Literal["unknown", "open", "away"] = "unknown"  # away: asks go on from the bank
-    lag_versions: int = 0  # what the bank lacks of what others wrote, when last heard
+    lag_versions: int = 0  # of the namespace that is furthest behind
+    namespaces: tuple[NamespaceStatus, ...] = ()  # by name; the default one is always there
     num_corrupt: int = 0  # records that were met and left out since the start
     lag_s: float = 0.0  # for how long the bank has not been known to equal the store
     tier_bytes: Mapping[str, int] = field(default_factory=dict)  # by tier: device, ram, disk

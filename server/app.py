@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -14,6 +14,7 @@ from starlette.exceptions import HTTPException
 
 from mac_core.errors import MacError
 from server.bulk import MEDIA_TYPE as BULK_MEDIA_TYPE
+from server.bulk_lines import FailedLine, LearnedLine, StreamStopped
 from server.dependencies import EngineFacade
 from server.middleware import BodyLimit, RequestObserver
 from server.observability import Metrics
@@ -56,7 +57,7 @@ def create_app(
     app.state.engine = engine
     app.state.settings = settings
     app.state.metrics = metrics or Metrics()
-    app.state.metrics.watch(engine, version=version)
+    app.state.metrics.watch(engine, version=version, max_namespaces=settings.metrics_namespaces)
     for module in (bulk, documents, namespaces, snapshots, ask, jobs, operations):
         app.include_router(module.router)
         app.include_router(module.router, prefix="/v1", include_in_schema=False)
@@ -91,15 +92,37 @@ def _openapi(app: FastAPI, settings: Settings) -> dict[str, Any]:
     if app.openapi_schema is None:
         schema = get_openapi(title=app.title, version=app.version, routes=app.routes)
         schemas = schema["components"]["schemas"]
-        schemas["Problem"] = Problem.model_json_schema()
+        for model in (Problem, LearnedLine, FailedLine, StreamStopped):
+            schemas[model.__name__] = model.model_json_schema()
         schemas["DocumentBody"]["properties"]["text"]["maxLength"] = settings.max_document_chars
         asking = schemas["AskBody"]["properties"]
         asking["min_confidence"]["default"] = settings.min_confidence
+        asking["timeout_ms"]["default"] = settings.default_timeout_ms
         asking["num_readings"]["default"] = settings.num_readings
         adding = schema["paths"]["/documents"]["post"]
         adding["requestBody"]["content"][BULK_MEDIA_TYPE] = {
             "schema": {"$ref": "#/components/schemas/DocumentBody"}
         }
-        schema["info"]["x-max-body-bytes"] = settings.max_body_bytes
+        adding["responses"]["200"]["content"][BULK_MEDIA_TYPE] = {
+            "schema": {
+                "description": "of each line",
+                "anyOf": [
+                    {"$ref": f"#/components/schemas/{model.__name__}"}
+                    for model in (LearnedLine, FailedLine, StreamStopped)
+                ],
+            }
+        }
+        max_question_tokens = _max_question_tokens(app.state.engine)
+        schema["info"]["x-max-question-tokens"] = max_question_tokens
+        schema["info"]["x-max-body-bytes"] = settings.max_body_bytes  # and of a line of NDJSON
+        schema["info"]["x-max-bulk-bytes"] = settings.max_bulk_bytes  # null: any
+        if max_question_tokens is None:
+            return schema  # not kept: it will be known when the model is loaded
         app.openapi_schema = schema
     return app.openapi_schema
+
+
+def _max_question_tokens(engine: EngineFacade) -> int | None:
+    config = engine.model_info().get("config")
+    limit = config.get("max_question_tokens") if isinstance(config, Mapping) else None
+    return limit if isinstance(limit, int) else None

@@ -1,20 +1,22 @@
 """Lines of a streamed body: cut as they arrive, read as documents, and what is answered to each.
 
-Knows no engine. Nothing is held but the line that is being put together.
+Knows no engine. Nothing is held but the line that is being put together. A byte-order mark at the
+head of any line is left out: files may have been put one behind the other.
 """
 
 from __future__ import annotations
 
+from codecs import BOM_UTF8
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from typing import Self
+from typing import Literal, Self
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 from starlette.types import Receive
 
 from mac_core.types import DocumentResult
 from server.dependencies import ClientGone
-from server.problems import MAX_ECHO_CHARS, classify
+from server.problems import MAX_ECHO_CHARS, classify, retry_advice_s
 from server.responses import DocumentFailed, DocumentLearned
 from server.schemas import DocumentBody
 
@@ -40,12 +42,39 @@ class LearnedLine(DocumentLearned):
 class FailedLine(DocumentFailed):
     """The document of this line was not learned; other lines are unaffected."""
 
+    retry_after_s: int | None = Field(
+        default=None, description="seconds; set when the same line is worth sending again"
+    )
     line: int
 
     @classmethod
     def because(cls, line: int, error: BaseException, *, document_id: str | None = None) -> Self:
         _, code, detail = classify(error)
-        return cls(line=line, id=document_id, code=code, detail=detail)
+        return cls(
+            line=line,
+            id=document_id,
+            code=code,
+            detail=detail,
+            retry_after_s=retry_advice_s(error),
+        )
+
+
+class StreamStopped(BaseModel):
+    """The last line, when the store went away or the server stops: where to go on."""
+
+    status: Literal["stopped"] = "stopped"
+    code: str
+    detail: str
+    retry_after_s: int | None
+    line: int = Field(description="the first to send again, with all behind it")
+
+    @classmethod
+    def at(cls, line: int, error: BaseException) -> Self:
+        _, code, reason = classify(error)
+        detail = (
+            f"the stream stopped at line {line}: {reason}; send it and the lines behind it again"
+        )
+        return cls(line=line, code=code, detail=detail, retry_after_s=retry_advice_s(error))
 
 
 class BadLine(Exception):
@@ -91,7 +120,7 @@ class LineReader:
         for piece in ends:
             self._keep(piece)
             self.number += 1
-            text = None if self._is_dropping else bytes(self._held)
+            text = None if self._is_dropping else bytes(self._held).removeprefix(BOM_UTF8)
             if text is None or text.strip():
                 lines.append(Line(number=self.number, text=text))
             self._held.clear()
@@ -110,10 +139,17 @@ class LineReader:
 def parse(line: Line, *, max_line_bytes: int) -> DocumentBody:
     """
     Raises:
-        BadLine: it is too long, no JSON, or no document.
+        BadLine: it is too long, not UTF-8, no JSON, or no document.
     """
     if line.text is None:
         raise BadLine("line_too_large", f"the line exceeds the limit of {max_line_bytes} bytes")
+    if b"\x00" in line.text:
+        raise BadLine("not_utf8", "the line holds NUL bytes: it is binary or UTF-16, not UTF-8")
+    try:
+        line.text.decode()
+    except UnicodeDecodeError as error:
+        place = f"byte {error.start + 1}"
+        raise BadLine("not_utf8", f"the line is not UTF-8: {error.reason} at {place}") from None
     try:
         return DocumentBody.model_validate_json(line.text)
     except ValidationError as error:
@@ -124,8 +160,6 @@ def parse(line: Line, *, max_line_bytes: int) -> DocumentBody:
         raise BadLine(code, detail[: 2 * MAX_ECHO_CHARS]) from None
 
 
-def answer_to(line: int, document_id: str | None, result: DocumentResult) -> BaseModel:
-    """What became of the line's document."""
-    if result.error is not None:
-        return FailedLine.because(line, result.error, document_id=document_id or result.id or None)
+def learned(line: int, result: DocumentResult) -> LearnedLine:
+    """From a result whose status is not "failed"."""
     return LearnedLine(line=line, **DocumentLearned.of(result).model_dump())

@@ -100,6 +100,11 @@ class DeferredEngine:
     ) -> Future[RemoveResult]:
         return self._built().remove(ids, namespace=namespace)
 
+    def remove_matching(
+        self, filter: Mapping[str, MetadataValue], *, namespace: str
+    ) -> Future[RemoveResult]:
+        return self._built().remove_matching(filter, namespace=namespace)
+
     def ask(self, question: Question) -> Future[Answer]:
         return self._built().ask(question)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+from codecs import BOM_UTF8
 from collections.abc import Callable, Iterator
 from hashlib import sha256
 from pathlib import Path
@@ -85,11 +86,15 @@ def _read_jsonl(path: Path, report: IngestReport) -> Iterator[SourceDocument]:
     """A document object per line."""
     with path.open("rb") as lines:  # lines end at line feeds only, whatever a string holds
         for number, line in enumerate(lines, start=1):
+            line = line.removeprefix(BOM_UTF8)  # files may have been put one behind the other
             if not line.strip():
                 continue
             origin = f"{path.as_posix()}:{number}"
             try:
-                payload = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
+                payload = json.loads(line.decode())
+            except UnicodeDecodeError as error:
+                report.fail(origin, f"not UTF-8: {error.reason} at byte {error.start + 1}")
+                continue
             except ValueError as error:
                 report.fail(origin, f"not JSON: {error}")
                 continue

@@ -1,6 +1,7 @@
 """Figures and logs: Prometheus metrics of one app, structlog to stderr.
 
-No document text, question, id or namespace is a label or a log field.
+No document text, question or id is a label or a log field. A namespace is a label of the bank's
+gauges only, and of so many at most as the operator allows.
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoM
 from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
 
-from mac_core.types import DEFAULT_NAMESPACE
 from server.dependencies import EngineFacade
+from server.namespace_gauges import NamespaceGauges
 
 SECONDS = (
     *(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5),
@@ -84,9 +85,9 @@ class Metrics:
         self._requests.labels(method, route, outcome_class(status)).inc()
         self._request_seconds.labels(route).observe(seconds)
 
-    def watch(self, engine: EngineFacade, *, version: str) -> None:
+    def watch(self, engine: EngineFacade, *, version: str, max_namespaces: int) -> None:
         """Read the engine's gauges at every scrape."""
-        self.registry.register(_EngineGauges(engine, version))
+        self.registry.register(_EngineGauges(engine, version, NamespaceGauges(max_namespaces)))
 
     def render(self) -> bytes:
         """The text exposition format."""
@@ -96,9 +97,10 @@ class Metrics:
 class _EngineGauges(Collector):
     """The engine's status as gauges, read when scraped, so that none can be stale."""
 
-    def __init__(self, engine: EngineFacade, version: str) -> None:
+    def __init__(self, engine: EngineFacade, version: str, namespaces: NamespaceGauges) -> None:
         self._engine = engine
         self._version = version
+        self._namespaces = namespaces
 
     def describe(self) -> list[Any]:
         return []  # registering must not ask an engine that is not started
@@ -122,17 +124,11 @@ class _EngineGauges(Collector):
         for outcome, amount in status.jobs_ended.items():
             ended.add_metric([outcome], amount)
         yield ended
+        yield from self._namespaces.collect(status.namespaces)
         yield from (
             GaugeMetricFamily(name, text, value=value)
             for name, text, value in (
-                ("mac_bank_documents", "Documents, all namespaces.", status.num_documents),
-                ("mac_bank_chunks", "Chunks, all namespaces.", status.num_chunks),
-                ("mac_bank_bytes", "Bytes of modulations, wherever they are.", status.bank_bytes),
-                (
-                    "mac_bank_version",
-                    "Version of the default namespace.",
-                    self._engine.bank_version(DEFAULT_NAMESPACE),
-                ),
+                ("mac_bank_namespaces", "Namespaces, deleted ones too.", len(status.namespaces)),
                 ("mac_questions_waiting", "Questions queued.", status.queued_questions),
                 ("mac_documents_waiting", "Documents queued.", status.queued_documents),
                 (
@@ -144,11 +140,6 @@ class _EngineGauges(Collector):
                     "mac_store_up",
                     "1 when the store answered last time.",
                     float(status.store_state == "open"),
-                ),
-                (
-                    "mac_replica_lag_versions",
-                    "What the bank lacks of other servers' writes, furthest namespace.",
-                    status.lag_versions,
                 ),
                 (
                     "mac_replica_lag_seconds",

@@ -85,6 +85,10 @@ VALIDATION_CODES = {
     ("documents", "too_long"): "too_many_documents",
     ("question", "string_too_long"): "question_too_long",
 }
+HINTS = {
+    "question_too_long": "; the limit in tokens, far below, is x-max-question-tokens of"
+    " /openapi.json"
+}
 HTTP_CODES = {
     400: "malformed_json",  # the framework's only 400: a body it could not parse
     404: "not_found",
@@ -145,7 +149,7 @@ def problem(
 
 async def on_mac_error(request: Request, error: Exception) -> Response:
     status, code, detail = classify(error)
-    retry_after_s = _retry_after_s(error)
+    retry_after_s = retry_advice_s(error)
     if retry_after_s is None:
         return problem(request, status=status, code=code, detail=detail)
     return problem(
@@ -158,8 +162,14 @@ async def on_mac_error(request: Request, error: Exception) -> Response:
     )
 
 
-def _retry_after_s(error: BaseException) -> int | None:
-    """Whole seconds, as the header wants them."""
+def is_unavailable(error: BaseException | None) -> bool:
+    """Whether the store or the engine is away, for every document and not only for this one."""
+    is_one_record = isinstance(error, CorruptRecord | ForeignRecord)
+    return isinstance(error, NotReady | StoreError) and not is_one_record
+
+
+def retry_advice_s(error: BaseException) -> int | None:
+    """After how long the same is worth sending again: whole seconds, as the header wants them."""
     if isinstance(error, Overloaded):
         return max(1, ceil(error.retry_after_s))
     if isinstance(error, NotReady | StoreError):
@@ -185,7 +195,7 @@ async def on_validation_error(request: Request, error: Exception) -> Response:
         return problem(request, status=400, code="malformed_json", detail=detail)
     shown = [_field_error(item) for item in errors[:MAX_ERRORS]]
     code = VALIDATION_CODES.get((str(errors[0]["loc"][-1]), errors[0]["type"]), "invalid_input")
-    detail = f"{'.'.join(map(str, shown[0]['loc']))}: {shown[0]['msg']}"
+    detail = f"{'.'.join(map(str, shown[0]['loc']))}: {shown[0]['msg']}{HINTS.get(code, '')}"
     return problem(request, status=422, code=code, detail=detail, errors=shown)
 
 

@@ -130,6 +130,13 @@ class DocumentRemoved(BaseModel):
     bank_version: int
 
 
+class DocumentsRemoved(BaseModel):
+    """Answers at or after `bank_version` know nothing of them."""
+
+    removed: int = Field(description="how many there were")
+    bank_version: int
+
+
 class SourceSpan(BaseModel):
     """Half-open character range in the document's text."""
 
@@ -235,12 +242,17 @@ class Readiness(BaseModel):
     model: str
     documents: int
     chunks: int
-    bank_versions: dict[str, int]
+    bank_versions: dict[str, int] = Field(
+        description="of every namespace that this server follows; deleted ones keep their version"
+    )
     store: str = Field(description="kind of the store: sqlite or redis")
     store_state: str = Field(
         description="open; away: questions are answered from the bank, writes get 503"
     )
-    lag_versions: int = Field(description="what the bank lacks of other servers' writes")
+    lag_versions: int = Field(
+        description="what the bank lacks of other servers' writes, in the namespace furthest behind"
+    )
+    namespace_lag_versions: dict[str, int] = Field(description="the same by namespace")
     lag_s: float = Field(description="for how long the bank has not been known to equal the store")
     corrupt_records: int = Field(description="met and left out since the start")
     queued_questions: int

@@ -33,7 +33,7 @@ from pydantic import (
 from mac_core.types import DEFAULT_NAMESPACE, MetadataValue, Mode, OnConflict
 
 MAX_DOCUMENTS = 256
-MAX_QUESTION_CHARS = 65_536  # the engine's limit is in tokens and far below
+MAX_QUESTION_CHARS = 65_536  # the bundle's limit is in tokens and far below
 MAX_METADATA_ENTRIES = 64
 METADATA_PREFIX = "metadata."
 INT64_MAX = 2**63 - 1
@@ -116,7 +116,11 @@ class DocumentBody(Body):
     id: DocumentId | None = None
     title: Text | None = Field(default=None, max_length=512)
     metadata: Metadata = Field(default_factory=dict)
-    published_at: Timestamp | None = None
+    published_at: Timestamp | None = Field(
+        default=None,
+        description="of competing documents the one published last answers, and `as_of` leaves out"
+        " those published later; null: not dated, so in no competition and never left out",
+    )
     namespace: Namespace | None = Field(default=None, description='"default" when not given')
     ttl_seconds: float | None = Field(
         default=None,
@@ -194,13 +198,11 @@ class NamespaceQuery(BaseModel):
     namespace: Namespace = DEFAULT_NAMESPACE
 
 
-class ListQuery(BaseModel):
-    """Paging, namespace, and `metadata.KEY=VALUE` filters."""
+class FilterQuery(BaseModel):
+    """Namespace, and `metadata.KEY=VALUE` filters."""
 
     model_config = ConfigDict(extra="allow")
 
-    limit: int = Field(default=100, ge=1, le=1000)
-    cursor: str | None = Field(default=None, max_length=1024)
     namespace: Namespace = DEFAULT_NAMESPACE
 
     @model_validator(mode="after")
@@ -222,6 +224,25 @@ class ListQuery(BaseModel):
         }
 
 
+class ListQuery(FilterQuery):
+    """Paging, namespace, and `metadata.KEY=VALUE` filters."""
+
+    limit: int = Field(default=100, ge=1, le=1000)
+    cursor: str | None = Field(default=None, max_length=1024)
+
+
+class RemoveQuery(FilterQuery):
+    """Namespace, and at least one `metadata.KEY=VALUE` filter."""
+
+    @model_validator(mode="after")
+    def _not_everything(self) -> Self:
+        if not self.model_extra:
+            raise ValueError(
+                "say which documents: metadata.KEY=VALUE; DELETE /namespaces/{name} forgets all"
+            )
+        return self
+
+
 def _scalar(text: str) -> MetadataValue:
     try:
         value = json.loads(text, parse_constant=_refuse_constant)
@@ -240,7 +261,11 @@ class AskBody(Body):
     """One question and everything that decides its answer."""
 
     question: Annotated[Text, AfterValidator(_not_blank)] = Field(
-        min_length=1, max_length=MAX_QUESTION_CHARS
+        min_length=1,
+        max_length=MAX_QUESTION_CHARS,
+        description="characters as given here, and at most `model.config.max_question_tokens` of"
+        " /version in tokens (`x-max-question-tokens` of this document's `info`, null while the"
+        " model loads); more of either is 422 `question_too_long`",
     )
     namespace: Namespace = DEFAULT_NAMESPACE
     mode: Mode = "hybrid"
@@ -256,7 +281,11 @@ class AskBody(Body):
     )
     filter: Metadata = Field(default_factory=dict, description="metadata equality")
     as_of: Timestamp | None = Field(
-        default=None, description="use only documents published until then"
+        default=None,
+        description="read only documents with `published_at` at or before this time, and those"
+        " without one. It is no history: the bank is read as it is now, so a text that was replaced"
+        " under its id, deleted or is expired does not come back, and when a document was posted"
+        " does not matter. For questions as of a time, post each version under an id of its own",
     )
     max_new_tokens: int = Field(default=32, ge=1, le=256)
     temperature: float = Field(default=0.0, ge=0, le=2, description="0: greedy")
@@ -264,7 +293,12 @@ class AskBody(Body):
     min_version: int | None = Field(
         default=None, ge=0, le=INT64_MAX, description="wait for this bank version, then 409"
     )
-    timeout_ms: float | None = Field(default=None, gt=0, le=600_000)
+    timeout_ms: float | None = Field(
+        default=None,
+        gt=0,
+        le=600_000,
+        description="then 504; null: the server's MAC_DEFAULT_TIMEOUT_MS",
+    )
     min_confidence: float | None = Field(
         default=None,
         ge=0,

@@ -30,6 +30,7 @@ from mac_core.memory import opening
 from mac_core.memory.jobs import JobStore
 from mac_core.memory.shared import SharedStore
 from mac_core.memory.store import Store
+from mac_core.memory.views import BankView
 from mac_core.types import (
     DEFAULT_NAMESPACE,
     Answer,
@@ -43,6 +44,7 @@ from mac_core.types import (
     MetadataValue,
     NamespaceInfo,
     NamespaceResult,
+    NamespaceStatus,
     Question,
     RemoveResult,
 )
@@ -158,9 +160,11 @@ class Engine:
         """The engine's health; costs nothing and waits for nothing."""
         serving = self._thread.serving
         bank = None if serving is None else serving.bank
-        views = [] if bank is None else [bank.view(name) for name in bank.namespaces()]
         state, detail = self._thread.state
         follower = None if serving is None else serving.follower
+        lags = {} if follower is None else follower.lags
+        names = {DEFAULT_NAMESPACE, *lags, *(() if bank is None else bank.namespaces())}
+        views = [] if bank is None else [bank.view(name) for name in sorted(names)]
         return EngineStatus(
             state=state,
             detail=detail or ("" if follower is None else follower.detail),
@@ -172,6 +176,8 @@ class Engine:
             queued_questions=self._scheduler.count_questions(),
             queued_documents=self._scheduler.count_documents(),
             last_step_age_s=self._last_step_age_s(),
+            lag_versions=max(lags.values(), default=0),
+            namespaces=tuple(_namespace_status(view, lags) for view in views),
             num_corrupt=0 if serving is None else serving.mirror.num_corrupt,
             jobs=self.jobs.counts,
             jobs_ended=self.jobs.ended,
@@ -233,6 +239,12 @@ class Engine:
         )
         self._scheduler.submit_removal(ticket)
         return ticket.future
+
+    def remove_matching(
+        self, filter: Mapping[str, MetadataValue], *, namespace: str = DEFAULT_NAMESPACE
+    ) -> Future[RemoveResult]:
+        """Forget every document with this metadata, in order with what was written before."""
+        return self._submit_write(lambda serving: serving.remove_matching(namespace, filter))
 
     def ask(self, question: Question) -> Future[Answer]:
         """Answer a question; cancelling the future frees its row within a decode step."""
@@ -312,7 +324,6 @@ class Engine:
         return {
             "store": store.kind,
             "store_state": "away" if is_away else "open",
-            "lag_versions": follower.lag_versions,
             "lag_s": follower.lag_s,
         }
 
@@ -322,6 +333,17 @@ class Engine:
             return None
         # Waiting for work is not standing still.
         return 0.0 if self._scheduler.is_waiting else self._clocks.monotonic() - serving.last_step
+
+
+def _namespace_status(view: BankView, lags: Mapping[str, int]) -> NamespaceStatus:
+    return NamespaceStatus(
+        namespace=view.namespace,
+        bank_version=view.version,
+        num_documents=view.num_documents,
+        num_chunks=view.num_chunks,
+        num_bytes=view.num_bytes,
+        lag_versions=lags.get(view.namespace, 0),
+    )
 
 
 def _load_bundle(bundle: Path, config: EngineConfig) -> AnsweringModel:

@@ -10,13 +10,14 @@ import time
 from collections.abc import Callable
 from concurrent.futures import CancelledError
 from concurrent.futures import TimeoutError as FutureTimeoutError
+from functools import partial
 from threading import Event, Thread
 
 from mac_core.engine.mirror import SharedMirror, catch_up
 from mac_core.engine.scheduler import Scheduler
 from mac_core.engine.tickets import ReadTicket
 from mac_core.errors import CorruptRecord, ForeignRecord, NotReady, Overloaded, StoreError
-from mac_core.memory.shared import NOTHING, Delta, SharedStore
+from mac_core.memory.shared import NOTHING, Delta, Head, SharedStore
 from mac_core.types import EngineObserver
 
 logger = logging.getLogger(__name__)
@@ -53,16 +54,16 @@ class Follower:
         self._next_check = float("-inf")
         self._watched: set[str] = set()
         self._stuck: set[str] = set()  # a record of theirs cannot be used; tried at each check
-        self._lag_versions = 0
+        self._lags: dict[str, int] = {}  # by namespace; those that are in step are not there
         self._is_in_step = True
         self._in_step_at = clock()
         self._detail = ""
         self._thread = Thread(target=self._run, name="mac-follower", daemon=True)
 
     @property
-    def lag_versions(self) -> int:
-        """How many versions the namespace that is furthest behind lacks, when last heard."""
-        return self._lag_versions
+    def lags(self) -> dict[str, int]:
+        """How many versions each namespace that is behind lacks, when last heard."""
+        return dict(self._lags)
 
     @property
     def lag_s(self) -> float:
@@ -112,7 +113,7 @@ class Follower:
             self._catch_up(namespace)
         if not self._stuck:
             self._is_in_step, self._in_step_at = True, self._clock()
-            self._lag_versions, self._detail = 0, ""
+            self._lags, self._detail = {}, ""
 
     def _look_everywhere(self) -> frozenset[str]:
         """Namespaces that are not where the store is, whichever way that came."""
@@ -120,7 +121,12 @@ class Follower:
         self._watched |= heads.keys()
         self._stuck.clear()
         names = heads.keys() | self._mirror.versions().keys()
-        return frozenset(n for n in names if heads.get(n, NOTHING) != self._mirror.head(n))
+        behind = {n for n in names if heads.get(n, NOTHING) != self._mirror.head(n)}
+        self._lags = {n: self._lag(n, heads.get(n, NOTHING)) for n in behind}
+        return frozenset(behind)
+
+    def _lag(self, namespace: str, head: Head) -> int:
+        return max(0, head.version - self._mirror.head(namespace).version)
 
     def _catch_up(self, namespace: str) -> None:
         try:
@@ -129,15 +135,16 @@ class Follower:
                 self._mirror,
                 namespace,
                 on_engine=self._on_engine,
-                noticed=self._note,
+                noticed=partial(self._note, namespace),
             )
+            self._lags.pop(namespace, None)
         except UNUSABLE as error:
             self._stuck.add(namespace)
             self._failed(error)
 
-    def _note(self, delta: Delta) -> None:
+    def _note(self, namespace: str, delta: Delta) -> None:
         self._is_in_step = False
-        self._lag_versions = max(0, delta.head.version - delta.after.version)
+        self._lags[namespace] = max(0, delta.head.version - delta.after.version)
         is_other_history = delta.is_reload and not delta.is_drop
         if is_other_history or delta.head.version < delta.after.version:
             logger.error("the store's history is not the one that was followed: reading it anew")

@@ -6,7 +6,7 @@ The bank itself is the mirror's to write.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from itertools import groupby
 from operator import itemgetter
@@ -24,9 +24,10 @@ from mac_core.memory.bank import MemoryBank
 from mac_core.memory.budget import Budget
 from mac_core.memory.codebook_records import is_own_id
 from mac_core.memory.store import Store
-from mac_core.types import EngineObserver, RemoveResult
+from mac_core.types import EngineObserver, MetadataValue, RemoveResult
 
 MIN_EXPIRY_INTERVAL_S = 1.0
+LISTED_AT_ONCE = 1000
 
 
 class Ingest:
@@ -98,6 +99,34 @@ class Ingest:
             return
         self._observer.count_documents("removed", len(removed))
         ticket.resolve(RemoveResult(removed_ids=removed, bank_version=version))
+
+    def remove_matching(self, namespace: str, wanted: Mapping[str, MetadataValue]) -> RemoveResult:
+        """Remove every document that has this metadata, in one write.
+
+        Raises:
+            InvalidInput: no name of a namespace.
+            StoreError: nothing was removed.
+        """
+        check_name(namespace, what="the namespace")
+        removed, version = self._delete(namespace, self._matching(namespace, wanted))
+        self._observer.count_documents("removed", len(removed))
+        return RemoveResult(removed_ids=removed, bank_version=version)
+
+    def _matching(self, namespace: str, wanted: Mapping[str, MetadataValue]) -> list[str]:
+        ids: list[str] = []
+        cursor: str | None = None
+        try:
+            while True:
+                page = self._store.list(
+                    namespace, limit=LISTED_AT_ONCE, cursor=cursor, filter=wanted
+                )
+                ids += [info.id for info in page.documents if not is_own_id(info.id)]
+                cursor = page.next_cursor
+                if cursor is None:
+                    return ids
+        except Exception as error:
+            self._observer.count_store_error("read")
+            raise as_store_error(error) from error
 
     def seconds_to_expiry(self) -> float | None:
         """How long until `expire` has something to do; None: nothing expires."""

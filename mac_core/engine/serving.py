@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,7 +29,7 @@ from mac_core.memory.store import Store
 from mac_core.memory.tiers import tiers_of
 from mac_core.memory.usage import UsageCounter
 from mac_core.networks.model import AnswerRequest
-from mac_core.types import DocumentInfo, EngineObserver
+from mac_core.types import DocumentInfo, EngineObserver, MetadataValue, RemoveResult
 
 WARM_UP = "Warm water rises."
 
@@ -162,6 +162,10 @@ class Serving:
             clock=self._clocks.monotonic,
         )
         return mirror
+
+    def remove_matching(self, namespace: str, wanted: Mapping[str, MetadataValue]) -> RemoveResult:
+        """As `Ingest.remove_matching`; never between the steps of an ingest."""
+        return self._ingest.remove_matching(namespace, wanted)
 
     def document(self, namespace: str, document_id: str) -> DocumentInfo:
         """

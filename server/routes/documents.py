@@ -19,6 +19,7 @@ from server.responses import (
     DocumentList,
     DocumentRemoved,
     DocumentsLearned,
+    DocumentsRemoved,
     DocumentSummary,
 )
 from server.schemas import (
@@ -29,6 +30,7 @@ from server.schemas import (
     DocumentsBody,
     ListQuery,
     NamespaceQuery,
+    RemoveQuery,
 )
 
 router = APIRouter(tags=["documents"])
@@ -114,6 +116,19 @@ async def get_document(
     """Read one document with its text; slashes in the id may be percent-encoded or not."""
     info = await outcome(engine.get_document(document_id, namespace=query.namespace))
     return DocumentDetail.of(info)
+
+
+@router.delete("/documents")
+async def delete_documents(
+    query: Annotated[RemoveQuery, Query()], engine: EngineDependency
+) -> DocumentsRemoved:
+    """Forget every document that has all of `metadata.KEY=VALUE`, in one durable write.
+
+    Without any filter it is refused. In order with what this server was sent before; with several
+    servers, what another one writes at the same moment may or may not be among them.
+    """
+    result = await outcome(engine.remove_matching(query.filter(), namespace=query.namespace))
+    return DocumentsRemoved(removed=len(result.removed_ids), bank_version=result.bank_version)
 
 
 @router.delete("/documents/{document_id:path}")

@@ -5,8 +5,8 @@ from __future__ import annotations
 from fastapi import APIRouter, Request, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
-from mac_core.types import DEFAULT_NAMESPACE, EngineStatus
-from server.dependencies import EngineDependency, EngineFacade, SettingsDependency
+from mac_core.types import EngineStatus
+from server.dependencies import EngineDependency, SettingsDependency
 from server.problems import RETRY_NOT_READY_S, problem
 from server.responses import Liveness, Readiness, Version
 from server.version import package_version, source_commit
@@ -33,7 +33,7 @@ async def get_readyz(request: Request, engine: EngineDependency) -> Readiness | 
     detail = status.detail
     if _is_stalled(status):
         state, detail = "stalled", f"work waits, no step for {status.last_step_age_s:.0f} s"
-    readiness = _readiness(engine, status, state=state, detail=detail)
+    readiness = _readiness(status, state=state, detail=detail)
     if state == "ready":
         return readiness
     return problem(
@@ -69,17 +69,18 @@ def _is_stalled(status: EngineStatus) -> bool:
     return status.state == "ready" and waiting > 0 and (age_s or 0.0) > STALLED_AFTER_S
 
 
-def _readiness(engine: EngineFacade, status: EngineStatus, *, state: str, detail: str) -> Readiness:
+def _readiness(status: EngineStatus, *, state: str, detail: str) -> Readiness:
     return Readiness(
         status=state,
         detail=detail,
         model=status.model,
         documents=status.num_documents,
         chunks=status.num_chunks,
-        bank_versions={DEFAULT_NAMESPACE: engine.bank_version(DEFAULT_NAMESPACE)},
+        bank_versions={one.namespace: one.bank_version for one in status.namespaces},
         store=status.store,
         store_state=status.store_state,
         lag_versions=status.lag_versions,
+        namespace_lag_versions={one.namespace: one.lag_versions for one in status.namespaces},
         lag_s=status.lag_s,
         corrupt_records=status.num_corrupt,
         queued_questions=status.queued_questions,

@@ -23,6 +23,7 @@ class ServerProcess:
     ) -> None:
         """`settings`: more of them, such as `job_lease_s="2"`."""
         self.log: list[str] = []
+        self._is_terminated = False
         self._announced: Queue[str | None] = Queue()
         command = [sys.executable, "-m", "server.cli", "serve", "--host", "127.0.0.1"]
         self._process = subprocess.Popen(
@@ -45,9 +46,15 @@ class ServerProcess:
         self._process.kill()
         self._end()
 
+    def terminate(self) -> None:
+        """SIGTERM; `stop` waits for what comes of it."""
+        self._is_terminated = True  # a second one would end it at once
+        self._process.terminate()
+
     def stop(self) -> int:
         """SIGTERM, and SIGKILL if that was not enough; the exit code."""
-        self._process.terminate()
+        if not self._is_terminated:
+            self.terminate()
         try:
             self._process.wait(timeout=STOP_TIMEOUT_S)
         except subprocess.TimeoutExpired:

@@ -382,7 +382,7 @@ async def test_a_wait_that_is_neither_is_refused_by_name(client: httpx.AsyncClie
         ("GET", "/v2/documents", 404, "not_found"),
         ("PUT", "/documents", 405, "method_not_allowed"),
         ("GET", "/ask", 405, "method_not_allowed"),
-        ("DELETE", "/documents", 405, "method_not_allowed"),
+        ("PATCH", "/documents", 405, "method_not_allowed"),
     ],
 )
 async def test_no_such_route_is_a_problem_too(

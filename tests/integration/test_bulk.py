@@ -14,8 +14,10 @@ import pytest
 from rich.console import Console
 
 from server.importing import run_import
+from tests.integration.server_process import ServerProcess
 from tests.integration.test_kill import make_client, make_document
 from tests.integration.test_replicas import wait_until
+from tests.redis_process import RedisProcess
 
 HEADERS = {"content-type": "application/x-ndjson"}
 
@@ -114,3 +116,35 @@ def test_an_import_is_known_at_the_next_question_and_repeated_without_change(
     question = {"question": "What does the vault of Ghent hold?", "namespace": "import"}
     answer = client.post("/ask", json=question).raise_for_status().json()
     assert answer["sources"][0]["id"] == (tmp_path / "page.html").as_posix()
+
+
+def test_a_stream_says_where_to_go_on_when_its_store_dies_and_when_its_server_stops(
+    tmp_path: Path, bundle: Path
+) -> None:
+    redis = RedisProcess(tmp_path / "redis")
+    server = ServerProcess(tmp_path / "data", bundle=bundle, store_url=redis.url)
+    try:
+        with closing(Socket(server.url)) as stream:
+            stream.send(b'{"id": "a", "text": "Durable before the store died."}\n')
+            stream.read_head()
+            assert stream.read_outcome()["status"] == "inserted"
+            redis.kill()
+            stream.send(b'{"id": "b", "text": "Sent after the store died."}\n')
+            failed, stopped = stream.read_outcome(), stream.read_outcome()
+        redis.start()
+        with closing(Socket(server.url)) as stream, make_client(server.url) as client:
+            wait_until(lambda: client.get("/readyz").json()["store_state"] == "open")
+            stream.send(b'{"id": "b", "text": "Sent after the store died."}\n')
+            stream.read_head()
+            again = stream.read_outcome()
+            server.terminate()
+            drained = stream.read_outcome()
+    finally:
+        code = server.stop()
+        redis.kill()
+    assert (failed["line"], failed["code"]) == (2, "store_unavailable")
+    assert failed["retry_after_s"] == stopped["retry_after_s"] == 2
+    assert (stopped["line"], stopped["status"]) == (2, "stopped")
+    assert again["status"] == "inserted"
+    assert (drained["line"], drained["status"], drained["code"]) == (2, "stopped", "not_ready")
+    assert code == 0

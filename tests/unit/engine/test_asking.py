@@ -99,6 +99,16 @@ def test_filter_and_as_of_decide_what_is_read(bench: Bench) -> None:
     assert bench.ask(ask, as_of=5.0).sources == ()
 
 
+def test_as_of_reads_what_is_not_dated_and_the_bank_as_it_is_now(bench: Bench) -> None:
+    ask = "What is the capital of the land?"
+    bench.learn(Document(id="a", text="The capital of the land is Bonn.", published_at=10.0))
+    assert bench.ask(ask, as_of=10.0).text == "Bonn"
+    bench.learn(Document(id="a", text="The capital of the land is Berlin.", published_at=20.0))
+    assert bench.ask(ask, as_of=10.0).sources == ()  # what was replaced does not come back
+    bench.learn(Document(id="b", text="The capital of the land is Rome."))
+    assert [source.id for source in bench.ask(ask, as_of=10.0).sources] == ["b"]
+
+
 @pytest.mark.parametrize("mode", ["none", "text", "memory", "hybrid"])
 def test_below_the_confidence_asked_for_there_is_no_answer(bench: Bench, mode: str) -> None:
     bench.learn(FRANCE)

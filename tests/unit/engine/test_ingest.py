@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 
+from mac_core.engine import ingest
 from mac_core.engine.validation import MAX_ID_CHARS
 from mac_core.errors import (
     DeadlineExceeded,
@@ -236,6 +237,27 @@ def test_remove_says_what_was_there(bench: Bench) -> None:
     assert (removed.removed_ids, removed.bank_version) == (("no",), 2)
     assert bench.engine.status().num_documents == 1
     assert outcome(bench.engine.remove(["no"])).bank_version == 2
+
+
+def test_remove_matching_is_one_write_over_any_number_of_pages(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ingest, "LISTED_AT_ONCE", 2)
+    for number in range(5):
+        document = Document(id=f"d{number}", text=f"Fact {number}.", metadata={"old": number < 4})
+        bench.learn(document)
+    result = outcome(bench.engine.remove_matching({"old": True}))
+    assert (result.removed_ids, result.bank_version) == (("d0", "d1", "d2", "d3"), 6)
+    assert bench.engine.status().num_documents == 1
+    assert outcome(bench.engine.remove_matching({"old": True})).bank_version == 6
+
+
+def test_remove_matching_with_a_failing_store_changes_nothing(bench: Bench) -> None:
+    bench.learn(Document(id="a", text="One.", metadata={"k": 1}))
+    bench.store.error = StoreError("the disk is full")
+    with pytest.raises(StoreError):
+        outcome(bench.engine.remove_matching({"k": 1}))
+    assert bench.engine.status().num_documents == 1
 
 
 def test_remove_comes_after_what_was_added_before(bench: Bench) -> None:

@@ -280,6 +280,10 @@ def test_other_networks_records_stop_a_namespace_and_nothing_else(
     wait_until(lambda: "ForeignRecord" in b.engine.status().detail)
     assert b.engine.status().state == "ready"
     assert b.engine.bank_version("theirs") == 0
+    status = b.engine.status()
+    told = [(one.namespace, one.bank_version, one.lag_versions) for one in status.namespaces]
+    assert told == [("default", 2, 0), ("theirs", 0, 1)]
+    assert status.lag_versions == 1
 
 
 def test_expired_documents_go_once_and_everywhere(make_replica: MakeReplica) -> None:
@@ -375,3 +379,14 @@ def test_a_deletion_and_what_came_after_it_are_caught_up_with_at_once(
     b.wait_for(6, "n")
     assert same(a.view("n"), b.view("n"))
     assert [entry.document_id for entry in b.view("n").entries] == ["d5", "d1"]
+
+
+def test_a_removal_by_metadata_reaches_the_other(make_replica: MakeReplica) -> None:
+    a, b = make_replica(), make_replica()
+    a.learn(*(replace(fact(number), metadata={"old": number < 3}) for number in range(1, 4)))
+    b.wait_for(1)
+    result = outcome(b.engine.remove_matching({"old": True}))
+    assert set(result.removed_ids) == {"d1", "d2"}
+    a.wait_for(result.bank_version)
+    assert [entry.document_id for entry in a.view().entries] == ["d3"]
+    assert same(a.view(), b.view())

@@ -40,6 +40,7 @@ from mac_core.types import (
     MetadataValue,
     NamespaceInfo,
     NamespaceResult,
+    NamespaceStatus,
     Question,
     RemoveResult,
     RestoreResult,
@@ -177,10 +178,26 @@ class FakeEngine:
             last_step_age_s=None,
             store="sqlite",
             store_state="open",
+            namespaces=tuple(
+                NamespaceStatus(
+                    namespace=name,
+                    bank_version=self.bank_version(name),
+                    num_documents=len(bank),
+                    num_chunks=len(bank),
+                    num_bytes=100 * len(bank),
+                )
+                for name, bank in sorted(({DEFAULT_NAMESPACE: {}} | self.documents).items())
+            ),
         )
 
     def model_info(self) -> Mapping[str, object]:
-        return {"name": "fake", "amortization_hash": "a" * 64, "base_lm_hash": "b" * 64}
+        config = {"max_question_tokens": MAX_QUESTION_TOKENS} if self.state == "ready" else None
+        return {
+            "name": "fake",
+            "amortization_hash": "a" * 64,
+            "base_lm_hash": "b" * 64,
+            "config": config,
+        }
 
     def bank_version(self, namespace: str) -> int:
         return self.versions.get(namespace, 0)
@@ -274,6 +291,14 @@ class FakeEngine:
             return RemoveResult(removed_ids=removed, bank_version=self.bank_version(namespace))
 
         return self._submit(remove)
+
+    def remove_matching(
+        self, filter: Mapping[str, MetadataValue], *, namespace: str = DEFAULT_NAMESPACE
+    ) -> Future[RemoveResult]:
+        bank = self.documents.get(namespace, {})
+        return self.remove(
+            [info.id for info in bank.values() if _matches(info, filter)], namespace=namespace
+        )
 
     def ask(self, question: Question) -> Future[Answer]:
         self._refuse()

@@ -6,12 +6,13 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import Future
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
 import pytest
 
-from mac_core.errors import NotReady, Overloaded
+from mac_core.errors import CorruptRecord, NotReady, Overloaded, StoreError
 from mac_core.types import Document, DocumentResult
 from server.bulk import MAX_IN_FLIGHT, MAX_IN_FLIGHT_BYTES, BulkAdd
 from server.dependencies import ClientGone
@@ -72,11 +73,43 @@ async def test_a_bad_line_fails_alone_with_its_number(client: httpx.AsyncClient)
         (4, None, "failed", "invalid_input"),
         (5, None, "failed", "invalid_input"),
         (6, "c", "failed", "invalid_input"),
-        (7, None, "failed", "malformed_json"),
+        (7, None, "failed", "not_utf8"),
         (8, None, "failed", "malformed_json"),
         (9, "z", "inserted", None),
     ]
     assert "text: Field required" in answers[3]["detail"]
+
+
+@pytest.mark.parametrize(
+    ("bad", "why"),
+    [
+        (b'{"id": "x", "text": "caf\xe9"}', "invalid continuation byte at byte 25"),
+        ('{"id": "x", "text": "caf"}'.encode("utf-16-le"), "NUL bytes"),
+    ],
+)
+async def test_a_line_in_another_encoding_fails_alone(
+    client: httpx.AsyncClient, engine: FakeEngine, bad: bytes, why: str
+) -> None:
+    body = b'{"id": "a", "text": "One."}\n' + bad + b'\n{"id": "z", "text": "Two."}\n'
+    answers = await post(client, body)
+    assert [(a["line"], a["status"], a.get("code")) for a in answers] == [
+        (1, "inserted", None),
+        (2, "failed", "not_utf8"),
+        (3, "inserted", None),
+    ]
+    assert why in answers[1]["detail"]
+    assert list(engine.documents["default"]) == ["a", "z"]
+
+
+@pytest.mark.parametrize("size", [1, 4096])
+async def test_a_byte_order_mark_is_no_part_of_a_line(
+    client: httpx.AsyncClient, engine: FakeEngine, size: int
+) -> None:
+    first, second = b'{"id": "a", "text": "One."}\n', b'{"id": "b", "text": "Two."}\n'
+    bom = b"\xef\xbb\xbf"
+    answers = await post(client, pieces(bom + first + bom + second + bom + b"\n" + bom, size))
+    assert [(a["line"], a["status"]) for a in answers] == [(1, "inserted"), (2, "inserted")]
+    assert engine.documents["default"]["a"].text == "One."
 
 
 @pytest.mark.parametrize("size", [100, 100_000])
@@ -144,6 +177,12 @@ async def test_an_engine_that_refuses_the_first_line_refuses_the_request(
 async def test_openapi_shows_the_stream_beside_json(client: httpx.AsyncClient) -> None:
     post = (await client.get("/openapi.json")).json()["paths"]["/documents"]["post"]
     assert set(post["requestBody"]["content"]) == {"application/json", "application/x-ndjson"}
+    answers = post["responses"]["200"]["content"]["application/x-ndjson"]["schema"]["anyOf"]
+    assert [answer["$ref"].rpartition("/")[2] for answer in answers] == [
+        "LearnedLine",
+        "FailedLine",
+        "StreamStopped",
+    ]
 
 
 class Hands:
@@ -154,6 +193,7 @@ class Hands:
         self.refusals: list[Exception] = []
         self.parts: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
         self.sent = b""
+        self.state = "ready"
         self.answer = BulkAdd(
             engine=self,  # type: ignore[arg-type]
             namespace=None,
@@ -167,11 +207,23 @@ class Hands:
         self.added.append(Future())
         return self.added[-1]
 
-    def resolve(self, index: int) -> None:
+    def status(self) -> SimpleNamespace:
+        return SimpleNamespace(state=self.state)
+
+    def resolve(self, index: int, error: Exception | None = None) -> None:
         result = DocumentResult(
-            id=str(index), status="inserted", num_chunks=1, num_tokens=1, bank_version=1
+            id=str(index),
+            status="failed" if error else "inserted",
+            num_chunks=1,
+            num_tokens=1,
+            bank_version=1,
+            error=error,
         )
         self.added[index].set_result([result])
+
+    def outcomes(self) -> list[tuple[int, str, str | None, int | None]]:
+        answers = [json.loads(line) for line in self.sent.splitlines()]
+        return [(a["line"], a["status"], a.get("code"), a.get("retry_after_s")) for a in answers]
 
     def push(self, body: bytes, *, more: bool = True) -> None:
         self.parts.put_nowait({"type": "http.request", "body": body, "more_body": more})
@@ -233,8 +285,105 @@ async def test_a_refusal_in_the_middle_is_a_line() -> None:
     hands.push(lines(1), more=False)
     hands.resolve(0)
     await asyncio.wait_for(task, 5)
-    answers = [json.loads(line) for line in hands.sent.splitlines()]
-    assert [(a["line"], a.get("code")) for a in answers] == [(1, None), (2, "not_ready")]
+    assert hands.outcomes() == [
+        (1, "inserted", None, None),
+        (2, "failed", "not_ready", 2),
+        (2, "stopped", "not_ready", 2),
+    ]
+
+
+async def test_a_store_that_goes_away_stops_the_stream_and_the_last_line_says_where() -> None:
+    hands = Hands()
+    task = hands.start()
+    hands.push(lines(4))
+    await settle()
+    hands.resolve(0)
+    hands.resolve(1, StoreError("the store is away"))
+    hands.resolve(2)  # was on its way, and tells its own outcome
+    hands.resolve(3, StoreError("the store is away"))
+    await asyncio.sleep(0.05)
+    hands.push(lines(1) + b"{\n" + lines(1), more=False)
+    await asyncio.wait_for(task, 5)
+    assert hands.outcomes() == [
+        (1, "inserted", None, None),
+        (2, "failed", "store_unavailable", 2),
+        (3, "inserted", None, None),
+        (4, "failed", "store_unavailable", 2),
+        (5, "failed", "store_unavailable", 2),
+        (6, "failed", "malformed_json", None),
+        (7, "failed", "store_unavailable", 2),
+        (2, "stopped", "store_unavailable", 2),
+    ]
+    assert len(hands.added) == 4  # nothing more was handed to the engine
+    assert (
+        "stopped at line 2: the store is away" in json.loads(hands.sent.splitlines()[-1])["detail"]
+    )
+
+
+async def test_a_stream_that_stopped_ends_though_its_client_sends_on() -> None:
+    hands = Hands()
+    task = hands.start()
+    hands.push(lines(2))
+    await settle()
+    hands.resolve(0)
+    hands.resolve(1, StoreError("the store is away"))
+    await asyncio.wait_for(task, 5)
+    assert hands.outcomes()[-1] == (2, "stopped", "store_unavailable", 2)
+
+
+async def test_a_server_that_stops_tells_a_silent_client_where_to_go_on() -> None:
+    hands = Hands()
+    task = hands.start()
+    hands.push(lines(2) + b'{"text": "half a li')
+    await settle()
+    hands.resolve(0)
+    hands.resolve(1)
+    hands.state = "draining"
+    await asyncio.wait_for(task, 5)
+    assert hands.outcomes() == [
+        (1, "inserted", None, None),
+        (2, "inserted", None, None),
+        (3, "stopped", "not_ready", 2),
+    ]
+
+
+async def test_a_stream_that_was_learned_to_its_end_did_not_stop() -> None:
+    hands = Hands()
+    task = hands.start()
+    hands.push(lines(1), more=False)
+    await settle()
+    hands.state = "draining"
+    await asyncio.sleep(0.5)
+    hands.resolve(0)
+    await asyncio.wait_for(task, 5)
+    assert hands.outcomes() == [(1, "inserted", None, None)]
+
+
+async def test_a_record_that_cannot_be_used_fails_its_line_only() -> None:
+    hands = Hands()
+    task = hands.start()
+    hands.push(lines(2), more=False)
+    await settle()
+    hands.resolve(1)
+    hands.resolve(0, CorruptRecord("no checksum"))
+    await asyncio.wait_for(task, 5)
+    assert [outcome[1:3] for outcome in hands.outcomes()] == [
+        ("failed", "corrupt_record"),
+        ("inserted", None),
+    ]
+
+
+async def test_a_store_that_is_away_at_the_first_line_refuses_the_request(
+    client: httpx.AsyncClient, engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    away = DocumentResult(
+        id="a", status="failed", num_chunks=0, num_tokens=0, bank_version=0,
+        error=StoreError("the store is away"),
+    )  # fmt: skip
+    monkeypatch.setattr(engine, "_add", lambda document, namespace: away)
+    response = await client.post("/documents", content=lines(3), headers=HEADERS)
+    assert (response.status_code, response.json()["code"]) == (503, "store_unavailable")
+    assert response.headers["retry-after"] == "2"
 
 
 async def test_a_client_that_leaves_takes_what_is_queued_with_it() -> None:

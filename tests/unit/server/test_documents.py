@@ -240,3 +240,28 @@ async def test_pinned_is_shown_wherever_a_document_is(client: httpx.AsyncClient)
     assert (await client.get("/documents/a")).json()["pinned"] is True
     response = await client.post("/documents", json={"text": TEXT, "pinned": "yes"})
     assert response.status_code == 422
+
+
+@pytest.mark.parametrize("path", ["/documents", "/v1/documents"])
+async def test_delete_by_filter_forgets_what_matches_and_nothing_else(
+    client: httpx.AsyncClient, path: str
+) -> None:
+    for name, number in (("a", 1), ("b", 2), ("c", 1)):
+        document = {"id": name, "text": f"Entry {name}.", "metadata": {"n": number}}
+        await client.post("/documents", json=document)
+    response = await client.delete(f"{path}?metadata.n=1")
+    assert (response.status_code, response.json()) == (200, {"removed": 2, "bank_version": 4})
+    listed = (await client.get("/documents")).json()["documents"]
+    assert [document["id"] for document in listed] == ["b"]
+    again = await client.delete(f"{path}?metadata.n=1")
+    assert again.json() == {"removed": 0, "bank_version": 4}
+
+
+@pytest.mark.parametrize("query", ["", "?namespace=default", "?limit=1", "?metadata.n=1&x=2"])
+async def test_delete_of_everything_or_of_what_is_not_understood_is_refused(
+    client: httpx.AsyncClient, engine: FakeEngine, query: str
+) -> None:
+    await client.post("/documents", json={"id": "a", "text": "One.", "metadata": {"n": 1}})
+    response = await client.delete(f"/documents{query}")
+    assert (response.status_code, response.json()["code"]) == (422, "invalid_input")
+    assert list(engine.documents["default"]) == ["a"]

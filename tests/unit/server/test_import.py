@@ -96,9 +96,29 @@ def test_a_file_that_is_not_utf8_fails_and_the_run_goes_on(tmp_path: Path) -> No
     assert (report.counts["failed"], "binary.txt" in report.failures[0]) == (1, True)
 
 
-def test_a_byte_order_mark_is_no_text(tmp_path: Path) -> None:
-    (document,) = read(write(tmp_path / "a.txt", b"\xef\xbb\xbfRain."))
-    assert document.payload["text"] == "Rain."
+@pytest.mark.parametrize(
+    ("name", "content", "texts"),
+    [
+        ("a.txt", "\ufeffRain.", ["Rain."]),
+        ("a.md", "\ufeff# Rain", ["# Rain"]),
+        ("a.jsonl", '\ufeff{"text": "Rain."}\n\ufeff{"text": "Sun."}\n\ufeff', ["Rain.", "Sun."]),
+        ("a.csv", "\ufefftext,id\nRain.,1\n", ["Rain."]),
+        ("a.tsv", '\ufeff"text"\tid\nRain.\t1\n', ["Rain."]),
+    ],
+)
+def test_a_byte_order_mark_is_no_text(
+    tmp_path: Path, name: str, content: str, texts: list[str]
+) -> None:
+    path = write(tmp_path / name, content)
+    assert [document.payload["text"] for document in read(path)] == texts
+    assert failures(path) == []
+
+
+def test_a_line_that_is_not_utf8_is_told_from_one_that_is_no_json(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", b'{"text": "caf\xe9"}\n{"text": "Rain."}\n')
+    assert [document.payload["text"] for document in read(path)] == ["Rain."]
+    (failure,) = failures(path)
+    assert failure.endswith("a.jsonl:1: not UTF-8: invalid continuation byte at byte 14")
 
 
 @pytest.mark.parametrize("name", ["a.txt", "a.md", "a.html"])

@@ -10,9 +10,10 @@ import httpx
 import jsonschema
 import pytest
 
+from mac_core.types import NamespaceStatus
 from server.settings import Settings
 from server.version import package_version
-from tests.unit.server.fakes import FakeEngine, serving
+from tests.unit.server.fakes import MAX_QUESTION_TOKENS, FakeEngine, serving
 
 pytestmark = pytest.mark.anyio
 
@@ -25,6 +26,15 @@ async def test_ready_names_model_versions_and_store(client: httpx.AsyncClient) -
     assert (body["status"], body["model"], body["store"]) == ("ready", "fake", "sqlite")
     assert (body["store_state"], body["lag_versions"], body["lag_s"]) == ("open", 0, 0.0)
     assert (body["documents"], body["bank_versions"]) == (1, {"default": 1})
+
+
+async def test_ready_tells_of_every_namespace(client: httpx.AsyncClient) -> None:
+    for name in ("n", "n", "m"):
+        await client.post("/documents", json={"text": f"Fine {name}.", "namespace": name})
+    await client.post("/documents", json={"text": "More.", "namespace": "n"})
+    body = (await client.get("/readyz")).json()
+    assert body["bank_versions"] == {"default": 0, "m": 1, "n": 2}
+    assert body["namespace_lag_versions"] == {"default": 0, "m": 0, "n": 0}
 
 
 @pytest.mark.parametrize("state", ["starting", "draining", "stopped", "failed"])
@@ -42,17 +52,32 @@ async def test_not_ready_is_503_with_the_state_while_alive_is_200(
 async def test_a_server_whose_store_is_away_is_ready_and_says_so(
     client: httpx.AsyncClient, engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    behind = NamespaceStatus(
+        namespace="default",
+        bank_version=7,
+        num_documents=1,
+        num_chunks=2,
+        num_bytes=3,
+        lag_versions=3,
+    )
     away = replace(
-        engine.status(), store="redis", store_state="away", lag_versions=3, lag_s=12.5, detail="why"
+        engine.status(),
+        store="redis",
+        store_state="away",
+        lag_versions=3,
+        lag_s=12.5,
+        detail="why",
+        namespaces=(behind,),
     )
     monkeypatch.setattr(engine, "status", lambda: away)
     response = await client.get("/readyz")
     body = response.json()
     assert (response.status_code, body["store"], body["store_state"]) == (200, "redis", "away")
     assert (body["lag_versions"], body["lag_s"], body["detail"]) == (3, 12.5, "why")
+    assert body["namespace_lag_versions"] == {"default": 3}
     metrics = (await client.get("/metrics")).text
     assert "mac_store_up 0.0" in metrics
-    assert "mac_replica_lag_versions 3.0" in metrics
+    assert 'mac_replica_lag_versions{namespace="default"} 3.0' in metrics
     assert "mac_replica_lag_seconds 12.5" in metrics
 
 
@@ -91,11 +116,12 @@ async def test_metrics_count_requests_by_template_and_outcome(client: httpx.Asyn
 async def test_metrics_read_the_engine_when_scraped(
     client: httpx.AsyncClient, engine: FakeEngine
 ) -> None:
-    assert "mac_bank_documents 0.0" in (await client.get("/metrics")).text
+    label = '{namespace="default"}'
+    assert f"mac_bank_documents{label} 0.0" in (await client.get("/metrics")).text
     await client.post("/documents", json={"text": "Fine."})
     metrics = (await client.get("/metrics")).text
-    assert "mac_bank_documents 1.0" in metrics
-    assert "mac_bank_version 1.0" in metrics
+    assert f"mac_bank_documents{label} 1.0" in metrics
+    assert f"mac_bank_version{label} 1.0" in metrics
     assert 'mac_engine_state{state="ready"} 1.0' in metrics
 
 
@@ -166,7 +192,9 @@ async def test_openapi_lists_the_bare_routes(openapi: dict[str, Any]) -> None:
 
 
 async def test_openapi_shows_every_limit() -> None:
-    settings = Settings(max_document_chars=1234, max_body_bytes=4096)
+    settings = Settings(
+        max_document_chars=1234, max_body_bytes=4096, max_bulk_bytes=8192, default_timeout_ms=5000
+    )
     async with serving(FakeEngine(), settings) as client:
         openapi = (await client.get("/openapi.json")).json()
     schemas = openapi["components"]["schemas"]
@@ -178,7 +206,47 @@ async def test_openapi_shows_every_limit() -> None:
     assert (ask["max_new_tokens"]["minimum"], ask["max_new_tokens"]["maximum"]) == (1, 256)
     assert (ask["temperature"]["minimum"], ask["temperature"]["maximum"]) == (0, 2)
     assert {"maximum": 1024, "minimum": 0, "type": "integer"} in ask["top_k"]["anyOf"]
+    assert ask["timeout_ms"]["default"] == 5000
     assert openapi["info"]["x-max-body-bytes"] == 4096
+    assert openapi["info"]["x-max-bulk-bytes"] == 8192
+
+
+async def test_openapi_says_what_as_of_filters_on_and_what_it_is_not(
+    openapi: dict[str, Any],
+) -> None:
+    schemas = openapi["components"]["schemas"]
+    as_of = schemas["AskBody"]["properties"]["as_of"]["description"]
+    assert all(word in as_of for word in ("published_at", "without one", "replaced", "deleted"))
+    assert "`as_of`" in schemas["DocumentBody"]["properties"]["published_at"]["description"]
+
+
+async def test_openapi_has_the_limit_of_a_question_once_the_model_is_loaded(
+    client: httpx.AsyncClient, engine: FakeEngine
+) -> None:
+    engine.state = "starting"
+    before = (await client.get("/openapi.json")).json()
+    engine.state = "ready"
+    after = (await client.get("/openapi.json")).json()
+    told = [openapi["info"]["x-max-question-tokens"] for openapi in (before, after)]
+    assert told == [None, MAX_QUESTION_TOKENS]
+    question = after["components"]["schemas"]["AskBody"]["properties"]["question"]
+    assert question["maxLength"] == 65_536
+    assert "question_too_long" in question["description"]
+
+
+@pytest.mark.parametrize(
+    ("question", "limits"),
+    [
+        ("when " * 65, ["65 tokens", "the limit is 64"]),
+        ("x" * 65_537, ["at most 65536 characters", "x-max-question-tokens"]),
+    ],
+)
+async def test_a_question_that_is_too_long_is_told_the_limit(
+    client: httpx.AsyncClient, question: str, limits: list[str]
+) -> None:
+    response = await client.post("/ask", json={"question": question})
+    assert (response.status_code, response.json()["code"]) == (422, "question_too_long")
+    assert all(limit in response.json()["detail"] for limit in limits)
 
 
 async def test_a_valid_body_by_the_schema_is_a_valid_body(
