@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -124,6 +125,9 @@ def _replacing(path: Path | None) -> Iterator[TextIO]:
         except BaseException:
             Path(file.name).unlink()
             raise
+    mask = os.umask(0)
+    os.umask(mask)
+    Path(file.name).chmod(0o666 & ~mask)  # a temporary file is its owner's alone
     Path(file.name).replace(path)
 
 

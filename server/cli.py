@@ -116,8 +116,7 @@ def ingest(
     report = run_import(files, url=url, namespace=namespace, console=Console(stderr=True))
     for line in (*report.notes, *report.failures):
         typer.echo(line, err=True)
-    counts = ", ".join(f"{count} {status}" for status, count in sorted(report.counts.items()))
-    typer.echo(f"{report.num_read} documents: {counts or 'nothing sent'}")
+    typer.echo(report.summary())
     raise typer.Exit(1 if report.failures else 0)
 
 

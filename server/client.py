@@ -37,14 +37,30 @@ class SourceDocument:
 class IngestReport:
     """What became of every document that was read."""
 
-    num_read: int = 0  # documents
-    counts: Counter[str] = field(default_factory=Counter)  # by status
+    num_read: int = 0  # documents; those of a batch that never got an answer are not in `counts`
+    num_unread: int = 0  # files, lines or rows that gave no document
+    counts: Counter[str] = field(default_factory=Counter)  # documents, by status
     failures: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)  # what was left out on purpose
 
     def fail(self, origin: str, reason: str) -> None:
+        """A document that was read and not stored."""
         self.counts["failed"] += 1
         self.failures.append(f"{origin}: {reason}")
+
+    def not_read(self, origin: str, reason: str) -> None:
+        """Something that should have been a document."""
+        self.num_unread += 1
+        self.failures.append(f"{origin}: {reason}")
+
+    def summary(self) -> str:
+        """One line, whose numbers add up to what was read."""
+        counts = dict(self.counts)
+        counts["not sent"] = self.num_read - sum(counts.values())
+        shown = [f"{count} {status}" for status, count in sorted(counts.items()) if count]
+        unread = f"; {self.num_unread} could not be read" if self.num_unread else ""
+        documents = "document" if self.num_read == 1 else "documents"
+        return f"{self.num_read} {documents}: {', '.join(shown) or 'nothing sent'}{unread}"
 
 
 def batches(documents: Iterable[SourceDocument]) -> Iterator[list[SourceDocument]]:

@@ -30,7 +30,7 @@ def find_files(names: Sequence[str], report: IngestReport) -> list[Path]:
             files = [match for match in matches if match.is_file()]
             found |= dict.fromkeys(files)
             if not files:
-                report.fail(name, "there is no such file, directory or match")
+                report.not_read(name, "there is no such file, directory or match")
     if ignored:
         kinds = ", ".join(f"{count} {suffix}" for suffix, count in sorted(ignored.items()))
         report.notes.append(f"not read, because of their type: {kinds}")

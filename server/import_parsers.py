@@ -35,13 +35,13 @@ def read_documents(path: Path, report: IngestReport) -> Iterator[SourceDocument]
     try:
         yield from read(path, report)
     except Unreadable as error:
-        report.fail(path.as_posix(), str(error))
+        report.not_read(path.as_posix(), str(error))
     except UnicodeDecodeError as error:
-        report.fail(path.as_posix(), f"not readable as UTF-8 text: {error}")
+        report.not_read(path.as_posix(), f"not readable as UTF-8 text: {error}")
     except OSError as error:
-        report.fail(path.as_posix(), f"cannot be read: {error.strerror or error}")
+        report.not_read(path.as_posix(), f"cannot be read: {error.strerror or error}")
     except Exception as error:  # parsers of foreign formats raise what they like
-        report.fail(path.as_posix(), f"cannot be parsed: {type(error).__name__}: {error}")
+        report.not_read(path.as_posix(), f"cannot be parsed: {type(error).__name__}: {error}")
 
 
 def _read_text(path: Path, report: IngestReport) -> Iterator[SourceDocument]:
@@ -93,15 +93,15 @@ def _read_jsonl(path: Path, report: IngestReport) -> Iterator[SourceDocument]:
             try:
                 payload = json.loads(line.decode())
             except UnicodeDecodeError as error:
-                report.fail(origin, f"not UTF-8: {error.reason} at byte {error.start + 1}")
+                report.not_read(origin, f"not UTF-8: {error.reason} at byte {error.start + 1}")
                 continue
             except ValueError as error:
-                report.fail(origin, f"not JSON: {error}")
+                report.not_read(origin, f"not JSON: {error}")
                 continue
             if isinstance(payload, dict):
                 yield _part(path, str(number), payload, origin=origin, num_bytes=len(line))
             else:
-                report.fail(origin, "not a JSON object")
+                report.not_read(origin, "not a JSON object")
 
 
 def _read_csv(path: Path, report: IngestReport) -> Iterator[SourceDocument]:
@@ -117,7 +117,7 @@ def _read_csv(path: Path, report: IngestReport) -> Iterator[SourceDocument]:
         for number, row in enumerate(rows, start=1):
             origin = f"{path.as_posix()}:{number}"
             if None in row or None in row.values():
-                report.fail(origin, f"row {number} has not as many fields as the header")
+                report.not_read(origin, f"row {number} has not as many fields as the header")
                 continue
             num_bytes = sum(len(value) + 1 for value in row.values())
             yield _part(path, str(number), _row_payload(row), origin=origin, num_bytes=num_bytes)

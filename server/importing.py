@@ -32,7 +32,7 @@ def run_import(names: Sequence[str], *, url: str, namespace: str, console: Conso
                 progress.advance(task, sum(document.num_bytes for document in batch))
             progress.update(task, completed=progress.tasks[0].total)
     except ServerRefused as error:
-        report.fail(url, f"{error}; {GO_ON}")
+        report.failures.append(f"{url}: {error}; {GO_ON}")
     finally:
         client.close()
     return report

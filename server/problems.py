@@ -172,6 +172,8 @@ def retry_advice_s(error: BaseException) -> int | None:
     """After how long the same is worth sending again: whole seconds, as the header wants them."""
     if isinstance(error, Overloaded):
         return max(1, ceil(error.retry_after_s))
+    if isinstance(error, CorruptRecord | ForeignRecord):
+        return None  # it will be no other the next time
     if isinstance(error, NotReady | StoreError):
         return RETRY_NOT_READY_S
     return None

@@ -65,6 +65,13 @@ def _encodable(value: str) -> str:
     return value
 
 
+def _addressable(value: str) -> str:
+    # Clients take `/documents/a/../b` for `/documents/b`, percent-encoded or not.
+    if {".", ".."} & set(value.split("/")):
+        raise ValueError("holds `.` or `..` between slashes, which no URL can name")
+    return value
+
+
 def _not_an_integer(value: object) -> object:
     if isinstance(value, int):  # else one beyond 64 bits would quietly lose digits
         raise ValueError("an integer beyond 64 bits")
@@ -87,7 +94,15 @@ Timestamp = Annotated[
 ]
 Namespace = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 DocumentId = Annotated[
-    Text, Field(min_length=1, max_length=256, pattern=r"^[^\x00-\x1f\x7f]+$", examples=["guide/1"])
+    Text,
+    AfterValidator(_addressable),
+    Field(
+        min_length=1,
+        max_length=256,
+        pattern=r"^[^\x00-\x1f\x7f]+$",
+        examples=["guide/1"],
+        description="no `.` or `..` between slashes: clients resolve them in a URL",
+    ),
 ]
 MetadataEntry = (
     Annotated[StrictStr, AfterValidator(_encodable), Field(max_length=2048)]
@@ -112,7 +127,11 @@ class DocumentBody(Body):
     """One document to learn; without `id`, the id is a hash of namespace and text."""
 
     # An empty text is refused by the engine, see the head of this file.
-    text: Text = Field(json_schema_extra={"minLength": 1})
+    text: Text = Field(
+        json_schema_extra={"minLength": 1},
+        description="the same text under the same id is `unchanged` and not learned again; any "
+        "difference, in whitespace too, is an update",
+    )
     id: DocumentId | None = None
     title: Text | None = Field(default=None, max_length=512)
     metadata: Metadata = Field(default_factory=dict)
@@ -270,7 +289,11 @@ class AskBody(Body):
     namespace: Namespace = DEFAULT_NAMESPACE
     mode: Mode = "hybrid"
     top_k: int | None = Field(
-        default=None, ge=0, le=1024, description="documents aggregated; 0: the whole bank"
+        default=None,
+        ge=0,
+        le=1024,
+        description="documents aggregated in modes memory and hybrid, 0: the whole bank; text "
+        "reads as many as the bundle's `text_top_k`",
     )
     num_readings: int | None = Field(
         default=None,

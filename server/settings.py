@@ -80,7 +80,7 @@ class Settings(BaseSettings):
     min_confidence: float = Field(default=0.0, ge=0, le=1)  # of a request that gives none
     num_readings: int | None = Field(default=None, ge=1, le=8)  # None: the bundle's own
     shutdown_timeout_s: float = Field(default=30.0, gt=0)
-    metrics_namespaces: int = Field(default=20, ge=0, le=1000)  # with a label; 0: none is named
+    metrics_namespaces: int = Field(default=1, ge=0, le=1000)  # named in labels, "default" first
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["json", "console"] = "json"
     commit: str | None = None  # of the source, where no .git is at hand (an image)

@@ -53,7 +53,13 @@ class CompactionReport:
             f"{would}rewritten, {self.bytes_before:,} bytes of modulations {would}"
             f"{self.bytes_after:,}{book}"
             + (f"; {self.num_corrupt} corrupt left as they are" if self.num_corrupt else "")
+            + ("; the codebook takes more than it saves" if self.is_larger else "")
         )
+
+    @property
+    def is_larger(self) -> bool:
+        """Whether the namespace takes more than before: few documents do not pay for a codebook."""
+        return self.bytes_after + self.codebook_bytes > self.bytes_before
 
 
 Advance = Callable[[int], None]

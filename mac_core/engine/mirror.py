@@ -6,7 +6,7 @@ Knows who wrote: this process, whose documents are at hand, or another, whose ar
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from types import MappingProxyType
@@ -60,11 +60,30 @@ class Mirror:
         version = self._store.version(namespace)
         held = {entry.document_id for entry in self._bank.view(namespace).entries}
         self._bank.apply(namespace, version, list(held), (), is_part=True)
-        while part := [self._codebooks.bound(one) for one in islice(records, LOADED_AT_ONCE)]:
+        bound = self._bound(namespace, records)
+        while part := list(islice(bound, LOADED_AT_ONCE)):
             keys = [self.keys_of(record) for record in part]
             self._bank.apply(namespace, version, (), part, keys, is_part=True)
         self._bank.apply(namespace, version, (), ())
         self.find_next_expiry()
+
+    def _bound(self, namespace: str, records: Iterable[DocumentRecord]) -> Iterator[DocumentRecord]:
+        """Those that can be unpacked: one whose codebook is corrupt is as corrupt itself."""
+        num_lost = 0
+        for record in records:
+            try:
+                bound = self._codebooks.bound(record)
+            except CorruptRecord as error:
+                self.note_corrupt(error)
+                num_lost += 1
+                continue
+            yield bound
+        if num_lost:
+            logger.error(
+                "%d documents of namespace %r are left out because their codebook cannot be read; "
+                "`mac bank reindex --all` makes them anew",
+                *(num_lost, namespace),
+            )
 
     def note_corrupt(self, error: CorruptRecord) -> None:
         """Go on without a record. Ids are not logged: `mac bank verify` says which one it is."""

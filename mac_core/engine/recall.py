@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from mac_core.config import IndexConfig, SelectionConfig
-from mac_core.errors import InvalidInput
+from mac_core.errors import CorruptRecord, InvalidInput
 from mac_core.memory.bank import BankView, MemoryBank
 from mac_core.memory.dense_index import DenseIndex, nearest
 from mac_core.memory.faiss_index import FaissIndex
@@ -38,6 +38,7 @@ class RecallReport:
     index_p95_ms: float
     build_s: float
     seed: int
+    num_corrupt: int = 0  # records that were left out
 
     def to_json_line(self) -> str:
         return json.dumps(asdict(self), separators=(",", ":"))
@@ -49,6 +50,7 @@ class RecallReport:
             f"recall@{RECALLED} {self.recall_at_8:.3f}; built in {self.build_s:.1f} s\n"
             f"exact p50 {self.exact_p50_ms:.2f} ms, p95 {self.exact_p95_ms:.2f} ms\n"
             f"{self.kind} p50 {self.index_p50_ms:.2f} ms, p95 {self.index_p95_ms:.2f} ms"
+            + (f"\n{self.num_corrupt} corrupt records left out" if self.num_corrupt else "")
         )
 
 
@@ -108,15 +110,24 @@ def _percentile(values: Sequence[float], percent: int) -> float:
     return sorted(values)[min(len(values) - 1, len(values) * percent // 100)]
 
 
-def load_view(store: Store, namespace: str, *, advance: Callable[[int], None]) -> BankView:
+def load_view(
+    store: Store,
+    namespace: str,
+    *,
+    advance: Callable[[int], None],
+    skip: Callable[[CorruptRecord], None] = lambda error: None,
+) -> BankView:
     """The namespace's bank, whichever networks made it.
+
+    Args:
+        skip: told of each corrupt record, which is left out as a server leaves it out.
 
     Raises:
         InvalidInput: the namespace holds nothing.
-        StoreError: a record cannot be read.
+        StoreError: the store cannot be read.
     """
     bank: MemoryBank | None = None
-    for record in store.scan(namespace):
+    for record in store.scan(namespace, skip=skip):
         if bank is None:
             d_key = len(record.chunks[0].stored.selection_key)
             bank = MemoryBank(SelectionConfig(d_key=d_key))
@@ -148,11 +159,12 @@ def recall_of_store(
     Raises:
         InvalidInput: the namespace holds nothing.
         ConfigurationError: FAISS is not installed.
-        StoreError: in use by a server, or a record cannot be read.
+        StoreError: in use by a server, or it cannot be read.
     """
     store = open_store(store_url, fingerprint=None)
+    corrupt = list[CorruptRecord]()
     try:
-        view = load_view(store, namespace, advance=advance)
+        view = load_view(store, namespace, advance=advance, skip=corrupt.append)
     finally:
         store.close()
     if questions and bundle is not None:
@@ -164,4 +176,5 @@ def recall_of_store(
         generator = torch.Generator().manual_seed(seed)
         drawn = torch.randperm(view.num_chunks, generator=generator)[:num_questions]
         queries = view.selection_keys[drawn]
-    return measure_recall(view, queries, config, num_candidates=num_candidates, seed=seed)
+    report = measure_recall(view, queries, config, num_candidates=num_candidates, seed=seed)
+    return replace(report, num_corrupt=len(corrupt))

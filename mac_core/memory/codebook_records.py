@@ -53,9 +53,12 @@ def own_ids(store: Store, namespace: str) -> list[str]:
 
 
 def stored_codebooks(store: Store, namespace: str) -> Iterator[Codebook]:
-    """Every codebook of a namespace."""
+    """Every codebook of a namespace that can be read."""
     for name in own_ids(store, namespace):
-        found = store.get(namespace, name)
+        try:
+            found = store.get(namespace, name)
+        except CorruptRecord:  # scans tell of it
+            continue
         if found is not None and found.codebook is not None:
             yield found.codebook
 
@@ -71,7 +74,7 @@ class Codebooks:
         """The record, ready to be unpacked.
 
         Raises:
-            CorruptRecord: its codebook is not in the store.
+            CorruptRecord: its codebook is not in the store, or is corrupt itself.
             StoreError: the store cannot be read.
         """
         wanted = {part.stored.encoding.codebook_id for part in record.chunks} - {None}

@@ -363,15 +363,49 @@ def test_what_is_learned_later_is_coded_by_the_codebook_that_is_there(
     assert len(own_ids(store, "default")) == 1
 
 
-def test_a_record_whose_codebook_is_gone_names_the_way_out(
+def test_documents_whose_codebook_is_gone_are_left_out_and_the_way_out_is_named(
+    url: str, opened: Any, model: TokenModel, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = opened(url)
+    write(store, model, NAMES[:2])
+    made_smaller(store, model, "codebook:32")
+    store.delete("default", own_ids(store, "default"))
+    write(store, model, NAMES[2:3])
+    view = mirrored(store, model)
+    assert {entry.document_id for entry in view.entries} == {NAMES[2]}
+    assert "2 documents of namespace 'default' are left out" in caplog.text
+    assert "mac bank reindex --all" in caplog.text
+
+
+def test_a_corrupt_codebook_keeps_nothing_else_from_being_compacted(
+    opened: Any, model: TokenModel, tmp_path: Path
+) -> None:
+    url = url_of_directory(tmp_path / "bank")
+    with closing(open_store(url, fingerprint=FINGERPRINT)) as store:
+        write(store, model, NAMES[:3])
+        made_smaller(store, model, "codebook:32")
+        (book,) = own_ids(store, "default")
+        write(store, model, NAMES[3:])
+    with closing(sqlite3.connect(tmp_path / "bank" / DATABASE)) as database:
+        database.execute("UPDATE documents SET payload = zeroblob(9) WHERE id = ?", (book,))
+        database.commit()
+    store = opened(url)
+    report = made_smaller(store, model, "codebook:32")
+    assert (report.num_rewritten, report.num_corrupt) == (len(NAMES) - 3, 1)
+    assert {entry.document_id for entry in mirrored(store, model).entries} == set(NAMES[3:])
+
+
+def test_a_codebook_that_takes_more_than_it_saves_is_named(
     url: str, opened: Any, model: TokenModel
 ) -> None:
     store = opened(url)
     write(store, model, NAMES[:1])
-    made_smaller(store, model, "codebook:32")
-    store.delete("default", own_ids(store, "default"))
-    with pytest.raises(CorruptRecord, match="document 'd0'.*mac bank reindex"):
-        mirrored(store, model)
+    (report,) = compact(store, model, parse_compaction("codebook:32"), is_dry_run=True)
+    assert report.codebook_bytes > report.bytes_before - report.bytes_after
+    assert "the codebook takes more than it saves" in report.sentence(is_dry_run=True)
+    assert "more than it saves" not in made_smaller(store, model, "merge:16@8").sentence(
+        is_dry_run=False
+    )
 
 
 # Serving.

@@ -53,6 +53,13 @@ def test_other_text_under_the_same_id_updates(bench: Bench) -> None:
     assert bench.ask("What is the capital of Norway?").text == "Oslo"
 
 
+def test_other_whitespace_is_another_text(bench: Bench) -> None:
+    bench.learn(Document(id="x", text=PARIS))
+    (result,) = bench.learn(Document(id="x", text=PARIS + "\n"))
+    assert result.status == "updated"
+    assert outcome(bench.engine.get_document("x", namespace="default")).text == PARIS + "\n"
+
+
 def test_duplicates_inside_one_batch_are_unchanged(bench: Bench) -> None:
     results = bench.learn(PARIS, OSLO, PARIS)
     assert [result.status for result in results] == ["inserted", "inserted", "unchanged"]
@@ -208,7 +215,7 @@ def test_unknown_store_error_does_not_show_internals(bench: Bench) -> None:
     assert "secret" not in str(result.error)
 
 
-def test_record_that_the_store_refuses_fails_alone(bench: Bench) -> None:
+def test_metadata_that_is_no_json_fails_alone(bench: Bench) -> None:
     results = bench.learn(PARIS, Document(text=OSLO, metadata={"k": object()}))  # type: ignore[dict-item]
     assert [result.status for result in results] == ["inserted", "failed"]
 

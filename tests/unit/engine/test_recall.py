@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 from contextlib import closing
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from mac_core.config import IndexConfig
 from mac_core.engine.recall import recall_of_store
 from mac_core.errors import InvalidInput
 from mac_core.memory.opening import open_store
+from mac_core.memory.sqlite_store import DATABASE
 from server.cli import app
 from tests.unit.engine.fakes import FINGERPRINT
 from tests.unit.memory.conftest import _make_record
@@ -43,6 +45,17 @@ def test_a_narrow_search_misses_something(directory: Path) -> None:
         f"sqlite:///{directory}", config, namespace="default", num_candidates=2
     )
     assert 0.0 < report.recall_at_8 < 1.0
+
+
+def test_a_corrupt_record_is_left_out_and_counted(directory: Path) -> None:
+    with closing(sqlite3.connect(directory / DATABASE)) as database:
+        database.execute("UPDATE documents SET payload = zeroblob(9) WHERE id = 'd7'")
+        database.commit()
+    report = recall_of_store(
+        f"sqlite:///{directory}", IndexConfig(kind="flat"), namespace="default", num_questions=5
+    )
+    assert (report.chunks, report.num_corrupt) == (299, 1)
+    assert "1 corrupt records left out" in report.to_text()
 
 
 def test_an_empty_namespace_says_so(directory: Path) -> None:

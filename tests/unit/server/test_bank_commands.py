@@ -46,6 +46,13 @@ def test_an_export_is_lines_that_ingest_takes(data_dir: Path, tmp_path: Path) ->
     assert json.loads(shown.stdout) == {"id": "c", "text": "the text of c", "pinned": True}
 
 
+def test_an_exported_file_has_the_mode_of_any_other(data_dir: Path, tmp_path: Path) -> None:
+    out, other = tmp_path / "out.jsonl", tmp_path / "other"
+    other.touch()
+    assert run("bank", "export", "--data-dir", data_dir, "--out", out).exit_code == 0
+    assert out.stat().st_mode == other.stat().st_mode
+
+
 def test_an_export_of_nothing_names_it(data_dir: Path) -> None:
     shown = run("bank", "export", "--data-dir", data_dir, "--namespace", "nowhere")
     assert (shown.exit_code, "'nowhere'" in shown.output) == (1, True)

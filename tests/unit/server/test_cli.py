@@ -146,6 +146,17 @@ def test_ingest_counts_what_became_of_all(tmp_path: Path, monkeypatch: pytest.Mo
     assert result.stdout.splitlines()[-1] == "3 documents: 3 inserted"
 
 
+def test_what_an_ingest_did_not_send_is_in_its_sum() -> None:
+    report = IngestReport(num_read=17)
+    report.counts["inserted"] = 12
+    report.fail("a.txt", "no")
+    report.not_read("b.pdf", "broken")
+    assert (
+        report.summary() == "17 documents: 1 failed, 12 inserted, 4 not sent; 1 could not be read"
+    )
+    assert IngestReport().summary() == "0 documents: nothing sent"
+
+
 def test_ingest_with_a_failure_exits_with_1(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -153,5 +164,5 @@ def test_ingest_with_a_failure_exits_with_1(
     (tmp_path / "b.jsonl").write_text('{"text": "one"}\nbroken\n', "utf-8")
     result = RUNNER.invoke(app, ["ingest", str(tmp_path / "b.jsonl")])
     assert result.exit_code == 1
-    assert result.stdout.splitlines()[-1] == "1 documents: 1 failed, 1 inserted"
+    assert result.stdout.splitlines()[-1] == "1 document: 1 inserted; 1 could not be read"
     assert "b.jsonl:2: not JSON" in result.output

@@ -211,6 +211,22 @@ async def test_an_engine_error_is_its_row_of_the_table(
     assert (response.status_code, response.json()["code"]) == (status, code)
     assert response.headers["content-type"] == "application/problem+json"
     assert "secret" not in response.text
+    # A corrupt record is the same at the next try.
+    assert ("retry-after" in response.headers) == (code == "store_unavailable")
+
+
+@pytest.mark.parametrize("name", [".", "..", "a/..", "./a", "a/./b"])
+async def test_an_id_that_no_url_can_name_is_422(client: httpx.AsyncClient, name: str) -> None:
+    response = await client.post("/documents", json={"id": name, "text": TEXT})
+    assert response.status_code == 422
+    assert "no URL can name" in response.json()["detail"]
+
+
+@pytest.mark.parametrize("name", ["...", "a..b", ".a", "a/.b/c."])
+async def test_dots_in_an_id_are_fine_otherwise(client: httpx.AsyncClient, name: str) -> None:
+    assert (await client.post("/documents", json={"id": name, "text": TEXT})).status_code == 201
+    found = await client.get(f"/documents/{name}")
+    assert (found.status_code, found.json()["id"]) == (200, name)
 
 
 async def test_a_full_queue_is_429_and_says_when_to_retry(

@@ -93,7 +93,7 @@ def test_a_file_that_is_not_utf8_fails_and_the_run_goes_on(tmp_path: Path) -> No
     path.write_bytes(b"\xff\xfe\x00")
     report = IngestReport()
     assert list(read(path, report)) == []
-    assert (report.counts["failed"], "binary.txt" in report.failures[0]) == (1, True)
+    assert (report.num_unread, "binary.txt" in report.failures[0]) == (1, True)
 
 
 @pytest.mark.parametrize(
@@ -332,7 +332,7 @@ def test_a_bad_file_is_reported_by_the_exit_code_and_the_others_are_sent(tmp_pat
     write(tmp_path / "b.txt", "Rain.")
     result = RUNNER.invoke(app, ["ingest", str(tmp_path)])
     assert result.exit_code == 1
-    assert result.stdout.splitlines()[-1] == "1 documents: 1 failed, 1 inserted"
+    assert result.stdout.splitlines()[-1] == "1 document: 1 inserted; 1 could not be read"
     assert "a.pdf: cannot be parsed" in result.output
 
 
