@@ -20,6 +20,13 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 from redis.retry import Retry
 
 from mac_core.errors import InvalidInput, StoreError
+from mac_core.memory.redis_cluster import (
+    NO_PRIMARY,
+    RedisClient,
+    connect_to_cluster,
+    is_cluster,
+)
+from mac_core.memory.redis_url import check_url, public_name
 
 logger = logging.getLogger(__name__)
 
@@ -29,46 +36,43 @@ RETRIES = 2
 BACKOFF_BASE_S, BACKOFF_CAP_S = 0.05, 0.4
 HEALTH_CHECK_INTERVAL_S = 15
 PROBE_INTERVAL_S = 1.0
-AWAY = (RedisConnectionError, RedisTimeoutError, OSError)
+AWAY = (RedisConnectionError, RedisTimeoutError, OSError, *NO_PRIMARY)
 # A read-only answer comes from a primary that became a replica: connecting anew finds the new one.
 # A timeout is not among them: trying again would hold the engine thread up for as long again.
 RETRIED = (RedisConnectionError, ReadOnlyError)
 
 
-def connect(url: str) -> Redis:
-    """A client for `redis://`, `rediss://` or `unix://`; connects at its first command.
+def connect(url: str) -> RedisClient:
+    """A client for `redis://`, `rediss://` or `unix://`: of the server, or of its whole cluster.
 
     Raises:
-        StoreError: the URL is not one.
+        StoreError: the URL is not one, or nothing answers there.
     """
+    check_url(url)
+    name = public_name(url)
+    options: dict[str, Any] = {
+        "socket_timeout": TIMEOUT_S,
+        "socket_connect_timeout": CONNECT_TIMEOUT_S,
+        "socket_keepalive": True,
+        "health_check_interval": HEALTH_CHECK_INTERVAL_S,
+        "protocol": 2,  # the shape of replies is then the same for every server
+        "client_name": "mac-server",
+    }
+    # Without it a pool made from a URL gives up on a connection that the server closed.
+    retry = Retry(
+        ExponentialWithJitterBackoff(base=BACKOFF_BASE_S, cap=BACKOFF_CAP_S),
+        RETRIES,
+        supported_errors=RETRIED,
+    )
+    client = Redis.from_url(url, retry=retry, **options)
+    is_kept = False
     try:
-        return Redis.from_url(
-            url,
-            # Without it a pool made from a URL gives up on a connection that the server closed.
-            retry=Retry(
-                ExponentialWithJitterBackoff(base=BACKOFF_BASE_S, cap=BACKOFF_CAP_S),
-                RETRIES,
-                supported_errors=RETRIED,
-            ),
-            socket_timeout=TIMEOUT_S,
-            socket_connect_timeout=CONNECT_TIMEOUT_S,
-            socket_keepalive=True,
-            health_check_interval=HEALTH_CHECK_INTERVAL_S,
-            protocol=2,  # the shape of replies is then the same for every server
-            client_name="mac-server",
-        )
-    except ValueError:  # its message may quote a part of the password
-        raise StoreError(
-            f"{public_name(url)} is not a Redis URL; what is special in a password must be "
-            "percent-encoded"
-        ) from None
-
-
-def public_name(url: str) -> str:
-    """The URL without user, password and options; of any text, so that an error can show it."""
-    scheme, separator, rest = url.partition("://")
-    # From the last `@`: a password that was not percent-encoded can hold anything.
-    return scheme + separator + rest.rpartition("@")[2].partition("?")[0]
+        with translating(name, "be opened", Availability()):
+            is_kept = not is_cluster(client, url)
+            return client if is_kept else connect_to_cluster(url, retry=retry, **options)
+    finally:
+        if not is_kept:
+            client.close()
 
 
 class Availability:
@@ -123,7 +127,7 @@ def translating(
         yield
     except UnicodeEncodeError as error:
         raise InvalidInput(f"text is not valid Unicode: {error}") from error
-    except (RedisError, OSError) as error:
+    except (RedisError, OSError, *NO_PRIMARY) as error:
         if isinstance(error, AWAY):
             availability.note(is_away=True)
         raise StoreError(f"the store {name} could not {outcome}: {error}") from error

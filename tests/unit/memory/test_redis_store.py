@@ -16,9 +16,10 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 
 from mac_core.errors import CorruptRecord, StoreError
 from mac_core.memory.records import DocumentRecord
-from mac_core.memory.redis_client import Availability, check_server, public_name
+from mac_core.memory.redis_client import Availability, check_server
 from mac_core.memory.redis_keys import SCHEMA, NamespaceKeys
 from mac_core.memory.redis_store import RedisStore
+from mac_core.memory.redis_url import public_name
 from mac_core.memory.shared import SharedStore
 from tests.redis_process import RedisProcess, free_port
 from tests.unit.memory.stores import FINGERPRINT
