@@ -53,11 +53,12 @@ def connect(url: str) -> RedisClient:
     options: dict[str, Any] = {
         "socket_timeout": TIMEOUT_S,
         "socket_connect_timeout": CONNECT_TIMEOUT_S,
-        "socket_keepalive": True,
         "health_check_interval": HEALTH_CHECK_INTERVAL_S,
         "protocol": 2,  # the shape of replies is then the same for every server
         "client_name": "mac-server",
     }
+    if not url.startswith("unix://"):
+        options["socket_keepalive"] = True
     # Without it a pool made from a URL gives up on a connection that the server closed.
     retry = Retry(
         ExponentialWithJitterBackoff(base=BACKOFF_BASE_S, cap=BACKOFF_CAP_S),

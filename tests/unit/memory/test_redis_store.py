@@ -118,6 +118,16 @@ def test_a_url_that_is_none_is_refused_without_its_password(url: str) -> None:
     assert "secret" not in str(caught.value)
 
 
+def test_a_socket_is_a_server(tmp_path: Path, make_record: MakeRecord) -> None:
+    process = RedisProcess(tmp_path / "redis", unixsocket=str(tmp_path / "s"))
+    try:
+        url = f"unix://{tmp_path / 's'}?db=1"
+        with closing(RedisStore(url, fingerprint=FINGERPRINT)) as store:
+            assert store.put("default", [make_record("a")]) == 1
+    finally:
+        process.stop()
+
+
 def test_a_public_name_has_no_user_password_or_options() -> None:
     assert public_name("rediss://u:p@h:1/2?password=x") == "rediss://h:1/2"
     assert public_name("redis://:p/a?s#s@h:1/2") == "redis://h:1/2"
