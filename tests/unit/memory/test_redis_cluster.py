@@ -272,3 +272,20 @@ def move(processes: RedisClusterProcess, slot: int, old: Any, new: Any) -> None:
     for node in (new, old, *others):
         with node.client() as client:
             client.execute_command("CLUSTER SETSLOT", slot, "NODE", new_id)
+
+
+@pytest.mark.slow
+def test_a_password_reaches_every_primary_and_no_error(
+    tmp_path: Path, make_record: MakeRecord
+) -> None:
+    processes = RedisClusterProcess(tmp_path, requirepass="secret")
+    try:
+        url = processes.url.replace("redis://", "redis://:secret@")
+        with closing(RedisStore(url, fingerprint=FINGERPRINT)) as store:
+            fill(store, make_record)
+            assert len(store.namespaces()) == len(NAMES)
+        with pytest.raises(StoreError) as caught:
+            open_store(url.replace("/0", "/2"), fingerprint=FINGERPRINT)
+        assert "secret" not in str(caught.value)
+    finally:
+        processes.stop()
