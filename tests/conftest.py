@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.redis_process import RedisClusterProcesses, RedisProcess
+from tests.redis_cluster_process import RedisClusterProcess
+from tests.redis_process import RedisProcess
 
 TIERS = ("unit", "parity", "integration", "gpu")
 
@@ -25,23 +26,24 @@ def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisProc
     process.stop()
 
 
-@pytest.fixture(scope="session")
-def redis_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisClusterProcesses]:
-    """One Redis Cluster for all tests that leave it running; `redis_cluster_url` empties it."""
-    processes = RedisClusterProcesses(tmp_path_factory.mktemp("cluster"))
-    yield processes
-    processes.stop()
-
-
-@pytest.fixture
-def redis_cluster_url(redis_cluster: RedisClusterProcesses) -> str:
-    redis_cluster.flush()
-    return redis_cluster.url
-
-
 @pytest.fixture
 def redis_url(redis_server: RedisProcess) -> str:
     with redis_server.client() as client:
         client.flushall()
         client.config_set("stream-node-max-entries", 10)  # streams are trimmed by whole nodes
     return redis_server.url
+
+
+@pytest.fixture(scope="session")
+def redis_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisClusterProcess]:
+    """One Redis Cluster for all tests that leave it running; `redis_cluster_url` empties it."""
+    processes = RedisClusterProcess(tmp_path_factory.mktemp("redis-cluster"))
+    yield processes
+    processes.stop()
+
+
+@pytest.fixture
+def redis_cluster_url(redis_cluster: RedisClusterProcess) -> str:
+    redis_cluster.empty()
+    redis_cluster.configure("stream-node-max-entries", "10")
+    return redis_cluster.url

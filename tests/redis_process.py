@@ -10,12 +10,10 @@ import time
 from pathlib import Path
 
 from redis import Redis
-from redis.cluster import key_slot
 from redis.exceptions import RedisError
 
 START_TIMEOUT_S = 60.0  # a machine busy with other work
 STOP_TIMEOUT_S = 20.0
-NUM_SLOTS = 16384  # of a cluster
 
 
 class RedisProcess:
@@ -36,7 +34,6 @@ class RedisProcess:
             "port": str(self.port), "bind": "127.0.0.1", "dir": str(directory), "save": "",
             "appendonly": "yes", "appendfsync": appendfsync, "maxmemory-policy": "noeviction",
         } | {name.replace("_", "-"): value for name, value in options.items()}  # fmt: skip
-        self.cluster_port = int(options.get("cluster_port", 0))
         self._password = options.get("requirepass")
         self._command = [found]
         for name, value in given.items():
@@ -77,61 +74,6 @@ class RedisProcess:
             self._process.wait(STOP_TIMEOUT_S)
         except subprocess.TimeoutExpired:
             self.kill()
-
-
-class RedisClusterProcesses:
-    """A Redis Cluster of three primaries without replicas; whole when the constructor returns."""
-
-    def __init__(self, directory: Path) -> None:
-        self.servers: list[RedisProcess] = []
-        try:
-            for number in range(3):
-                options = {"cluster_enabled": "yes", "cluster_port": str(free_port())}
-                self.servers.append(
-                    RedisProcess(directory / str(number), appendfsync="no", **options)
-                )
-            self._join()
-        except BaseException:
-            self.stop()
-            raise
-        self.url = f"redis://127.0.0.1:{self.servers[0].port}/0?cluster=true"
-
-    def _join(self) -> None:
-        share = NUM_SLOTS // len(self.servers) + 1
-        first, *others = self.servers
-        for number, server in enumerate(self.servers):
-            end = min(NUM_SLOTS, (number + 1) * share) - 1
-            with server.client() as client:
-                client.execute_command("CLUSTER ADDSLOTSRANGE", number * share, end)
-        with first.client() as client:
-            for server in others:
-                address = ("127.0.0.1", server.port, server.cluster_port)
-                client.execute_command("CLUSTER MEET", *address)
-        deadline = time.monotonic() + START_TIMEOUT_S
-        while not all(_is_whole(server, len(self.servers)) for server in self.servers):
-            if time.monotonic() > deadline:
-                raise RuntimeError("the cluster did not come together")
-            time.sleep(0.05)
-
-    def server_of(self, key: str) -> RedisProcess:
-        share = NUM_SLOTS // len(self.servers) + 1
-        return self.servers[key_slot(key.encode()) // share]
-
-    def flush(self) -> None:
-        for server in self.servers:
-            with server.client() as client:
-                client.flushall()
-                client.config_set("stream-node-max-entries", 10)
-
-    def stop(self) -> None:
-        for server in self.servers:
-            server.stop()
-
-
-def _is_whole(server: RedisProcess, num_servers: int) -> bool:
-    with server.client() as client:
-        info: dict[str, str] = client.execute_command("CLUSTER INFO")
-    return info["cluster_state"] == "ok" and info["cluster_known_nodes"] == str(num_servers)
 
 
 def free_port() -> int:

@@ -7,9 +7,10 @@ from pathlib import Path
 from mac_core.errors import StoreError
 from mac_core.memory.copying import Source
 from mac_core.memory.jobs import JobStore
-from mac_core.memory.redis_client import Availability, connect, public_name
+from mac_core.memory.redis_client import Availability, connect
 from mac_core.memory.redis_jobs import RedisJobStore
 from mac_core.memory.redis_store import RedisStore
+from mac_core.memory.redis_url import public_name
 from mac_core.memory.sources import RedisSource, SqliteSource
 from mac_core.memory.sqlite_jobs import SqliteJobStore
 from mac_core.memory.sqlite_store import DATABASE, SqliteStore

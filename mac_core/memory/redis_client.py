@@ -11,112 +11,69 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from threading import Lock
 from typing import Any, Protocol
-from urllib.parse import parse_qsl, urlencode, urlsplit
 
 from redis import Redis
 from redis.backoff import ExponentialWithJitterBackoff
-from redis.cluster import RedisCluster
-from redis.exceptions import (
-    ClusterDownError,
-    ReadOnlyError,
-    RedisClusterException,
-    RedisError,
-    ResponseError,
-)
 from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import ReadOnlyError, RedisError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 from redis.retry import Retry
 
 from mac_core.errors import InvalidInput, StoreError
-from mac_core.memory.redis_cluster import OPTION, Client, is_cluster, primaries_of
+from mac_core.memory.redis_cluster import (
+    NO_PRIMARY,
+    RedisClient,
+    connect_to_cluster,
+    is_cluster,
+)
+from mac_core.memory.redis_url import check_url, public_name
 
 logger = logging.getLogger(__name__)
 
 TIMEOUT_S = 3.0  # of one command; `?socket_timeout=` in the URL overrides it
 CONNECT_TIMEOUT_S = 1.0
 RETRIES = 2
-CLUSTER_RETRIES = 1  # a cluster's client tries again after a timeout, too
 BACKOFF_BASE_S, BACKOFF_CAP_S = 0.05, 0.4
 HEALTH_CHECK_INTERVAL_S = 15
-_TCP: dict[str, Any] = {"socket_connect_timeout": CONNECT_TIMEOUT_S, "socket_keepalive": True}
 PROBE_INTERVAL_S = 1.0
-AWAY = (
-    *(RedisConnectionError, RedisTimeoutError, OSError),
-    *(RedisClusterException, ClusterDownError),
-)
+AWAY = (RedisConnectionError, RedisTimeoutError, OSError, *NO_PRIMARY)
 # A read-only answer comes from a primary that became a replica: connecting anew finds the new one.
 # A timeout is not among them: trying again would hold the engine thread up for as long again.
 RETRIED = (RedisConnectionError, ReadOnlyError)
 
 
-def connect(url: str) -> Client:
-    """A client for `redis://`, `rediss://` or `unix://`; connects at its first command.
-
-    `?cluster=true` names a node of a Redis Cluster, and asks it at once for the others.
+def connect(url: str) -> RedisClient:
+    """A client for `redis://`, `rediss://` or `unix://`: of the server, or of its whole cluster.
 
     Raises:
-        StoreError: the URL is not one, or names no cluster that can be reached.
+        StoreError: the URL is not one, or nothing answers there.
     """
+    check_url(url)
     name = public_name(url)
-    try:
-        parts = urlsplit(url)
-        options = dict(parse_qsl(parts.query, keep_blank_values=True))
-        wants_cluster = _is_yes(options.pop(OPTION, "no"))
-        url = "?".join(filter(None, (url.partition("?")[0], urlencode(options))))
-        database = "" if parts.scheme == "unix" else parts.path.removeprefix("/")
-        if database and not database.isdecimal():
-            raise StoreError(f"{name}: {database!r} is not the number of a database")
-        client = Redis.from_url(
-            url, **_options(RETRIES), **(_TCP if parts.scheme != "unix" else {})
-        )
-        client.connection_pool.make_connection()  # connects to nothing; refuses unknown options
-    except TypeError as error:
-        raise StoreError(f"{name} has an option that no connection knows: {error}") from None
-    except ValueError:  # its message may quote a part of the password
-        raise StoreError(
-            f"{name} is not a Redis URL; what is special in a password must be percent-encoded"
-        ) from None
-    if not wants_cluster:
-        return client
-    client.close()
-    if parts.scheme == "unix" or int(database or options.get("db", "0")):
-        raise StoreError(f"{name}: a cluster has a host, and no database but 0")
-    try:
-        return RedisCluster.from_url(url, **_options(CLUSTER_RETRIES), **_TCP)
-    except (RedisClusterException, RedisError, OSError) as error:
-        raise StoreError(f"the cluster {name} could not be reached: {error}") from error
-
-
-def _options(retries: int) -> dict[str, Any]:
-    return {
-        # Without it a pool made from a URL gives up on a connection that the server closed.
-        "retry": Retry(
-            ExponentialWithJitterBackoff(base=BACKOFF_BASE_S, cap=BACKOFF_CAP_S),
-            retries,
-            supported_errors=RETRIED,
-        ),
+    options: dict[str, Any] = {
         "socket_timeout": TIMEOUT_S,
+        "socket_connect_timeout": CONNECT_TIMEOUT_S,
         "health_check_interval": HEALTH_CHECK_INTERVAL_S,
         "protocol": 2,  # the shape of replies is then the same for every server
         "client_name": "mac-server",
     }
-
-
-def _is_yes(text: str) -> bool:
-    """
-    Raises:
-        ValueError: neither yes nor no.
-    """
-    if text.lower() not in ("true", "yes", "1", "false", "no", "0"):
-        raise ValueError(text)
-    return text.lower() in ("true", "yes", "1")
-
-
-def public_name(url: str) -> str:
-    """The URL without user, password and options; of any text, so that an error can show it."""
-    scheme, separator, rest = url.partition("://")
-    # From the last `@`: a password that was not percent-encoded can hold anything.
-    return scheme + separator + rest.rpartition("@")[2].partition("?")[0]
+    if not url.startswith("unix://"):
+        options["socket_keepalive"] = True
+    # Without it a pool made from a URL gives up on a connection that the server closed.
+    retry = Retry(
+        ExponentialWithJitterBackoff(base=BACKOFF_BASE_S, cap=BACKOFF_CAP_S),
+        RETRIES,
+        supported_errors=RETRIED,
+    )
+    client = Redis.from_url(url, retry=retry, **options)
+    is_kept = False
+    try:
+        with translating(name, "be opened", Availability()):
+            is_kept = not is_cluster(client, url)
+            return client if is_kept else connect_to_cluster(url, retry=retry, **options)
+    finally:
+        if not is_kept:
+            client.close()
 
 
 class Availability:
@@ -171,7 +128,7 @@ def translating(
         yield
     except UnicodeEncodeError as error:
         raise InvalidInput(f"text is not valid Unicode: {error}") from error
-    except (RedisError, RedisClusterException, OSError) as error:
+    except (RedisError, OSError, *NO_PRIMARY) as error:
         if isinstance(error, AWAY):
             availability.note(is_away=True)
         raise StoreError(f"the store {name} could not {outcome}: {error}") from error
@@ -184,18 +141,6 @@ class Inspectable(Protocol):
     def info(self, section: str) -> Any: ...
 
     def config_get(self, pattern: str) -> Any: ...
-
-
-def check_servers(client: Client, name: str) -> None:
-    """As `check_server`, of every server that holds documents.
-
-    Raises:
-        StoreError: as `check_server`; or a cluster is addressed as a single server.
-    """
-    if isinstance(client, Redis) and is_cluster(client.info("server")):
-        raise StoreError(f"{name} is a node of a Redis Cluster; add ?{OPTION}=true to its URL")
-    for server in primaries_of(client):
-        check_server(server, name)
 
 
 def check_server(client: Inspectable, name: str) -> None:

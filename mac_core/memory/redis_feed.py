@@ -12,10 +12,8 @@ from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any
 
-from redis.cluster import RedisCluster
-
 from mac_core.memory.redis_client import Availability, translating
-from mac_core.memory.redis_cluster import Client, poll
+from mac_core.memory.redis_cluster import RedisClient, ask_all, next_entries
 from mac_core.memory.redis_keys import ANNOUNCEMENTS, NamespaceKeys
 from mac_core.memory.redis_reading import (
     head_of,
@@ -37,7 +35,7 @@ class RedisFeed:
 
     def __init__(
         self,
-        client: Client,
+        client: RedisClient,
         *,
         name: str,
         fingerprint: Fingerprint | None,
@@ -52,39 +50,24 @@ class RedisFeed:
     def heads(self) -> dict[str, Head]:
         with self._translating():
             names = read_namespaces(self._client)
-            with self._client.pipeline(transaction=False) as questions:
-                for name in names:
-                    questions.hmget(NamespaceKeys.of(name).meta, ["version", "mark"])
-                answers = questions.execute()
+            answers = ask_all(
+                self._client,
+                [("HMGET", NamespaceKeys.of(name).meta, "version", "mark") for name in names],
+            )
         return {name: head_of(*meta) for name, meta in zip(names, answers, strict=True)}
 
     def wait(self, versions: Mapping[str, int], *, timeout_s: float) -> frozenset[str]:
-        if isinstance(self._client, RedisCluster):
-            return self._poll(self._client, versions, timeout_s=timeout_s)
         streams = {NamespaceKeys.of(name).changes: name for name in versions}
-        after: dict[Any, Any] = {key: f"{versions[name]}-0" for key, name in streams.items()} | {
+        after = {key: f"{versions[name]}-0" for key, name in streams.items()} | {
             ANNOUNCEMENTS: self._announced
         }
         with self._translating():
-            reply: Any = self._client.xread(after, count=1, block=max(1, round(1000 * timeout_s)))
-        moved: set[str] = set()
-        for key, entries in reply or ():
-            if key.decode() == ANNOUNCEMENTS:
-                self._announced = entries[-1][0].decode()
-                moved |= self.heads().keys() - versions.keys()
-            else:
-                moved.add(streams[key.decode()])
-        return frozenset(moved)
-
-    def _poll(
-        self, client: RedisCluster, versions: Mapping[str, int], *, timeout_s: float
-    ) -> frozenset[str]:
-        with self._translating():
-            moved, announced = poll(client, versions, self._announced, timeout_s=timeout_s)
-        if announced != self._announced:
-            self._announced = announced
+            found = next_entries(self._client, after, timeout_s=timeout_s)
+        moved = {streams[key] for key in found if key != ANNOUNCEMENTS}
+        if ANNOUNCEMENTS in found:
+            self._announced = found[ANNOUNCEMENTS]
             moved |= self.heads().keys() - versions.keys()
-        return moved
+        return frozenset(moved)
 
     def delta(self, namespace: str, after: Head, known: Callable[[], Mapping[str, str]]) -> Delta:
         with self._translating():

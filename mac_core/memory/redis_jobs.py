@@ -27,7 +27,9 @@ from mac_core.memory.jobs import (
     encode_documents,
     encode_results,
 )
-from mac_core.memory.redis_client import Availability, connect, public_name, translating
+from mac_core.memory.redis_client import Availability, connect, translating
+from mac_core.memory.redis_cluster import ask_all
+from mac_core.memory.redis_url import public_name
 from mac_core.types import Document, Job, JobPage, JobResult, JobState
 
 PREFIX = "{mac}:jobs"
@@ -45,7 +47,7 @@ class RedisJobStore:
             clock: seconds since the epoch; None: Redis's own.
 
         Raises:
-            StoreError: the URL is no Redis URL.
+            StoreError: the URL is no Redis URL, or nothing answers there.
         """
         self._name = public_name(url)
         self._clock = clock
@@ -143,13 +145,9 @@ class RedisJobStore:
         )
 
     def counts(self) -> dict[JobState, int]:
-        with (
-            self._translating("be read"),
-            self._client.pipeline(transaction=False) as questions,
-        ):
-            for state in STATES:
-                questions.zcard(f"{PREFIX}:in:{state}")
-            return dict(zip(STATES, map(int, questions.execute()), strict=True))
+        questions = [("ZCARD", f"{PREFIX}:in:{state}") for state in STATES]
+        with self._translating("be read"):
+            return dict(zip(STATES, map(int, ask_all(self._client, questions)), strict=True))
 
     def purge(self, *, older_than_s: float) -> int:
         total, gone = 0, PURGED_AT_ONCE

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any, TypeVar
 
-from mac_core.memory.redis_cluster import Client
+from mac_core.memory.redis_cluster import Question, RedisClient, ask_all
 from mac_core.memory.redis_keys import NAMESPACES, NamespaceKeys
 from mac_core.memory.redis_rows import NAMESPACE_FIELDS, Row, Stamp, namespace_info_of
 from mac_core.memory.redis_scripts import FIELDS, STAMPS
@@ -18,7 +18,7 @@ IDS_PER_COMMAND = 500
 
 
 def read_rows(
-    client: Client, keys: NamespaceKeys, ids: Sequence[str], *, with_payload: bool = True
+    client: RedisClient, keys: NamespaceKeys, ids: Sequence[str], *, with_payload: bool = True
 ) -> list[Row]:
     """Those of `ids` that are there, in their order."""
     hashes = (
@@ -37,7 +37,7 @@ def read_rows(
     return rows
 
 
-def read_all_stamps(client: Client, keys: NamespaceKeys) -> tuple[Head, dict[str, Stamp]]:
+def read_all_stamps(client: RedisClient, keys: NamespaceKeys) -> tuple[Head, dict[str, Stamp]]:
     """Of every document, and the head they belong to."""
     meta, found = client.register_script(STAMPS)(keys=[keys.meta, keys.stamps])
     pairs = zip(found[::2], found[1::2], strict=True)
@@ -50,7 +50,7 @@ def head_of(version: bytes | None, mark: bytes | None) -> Head:
 
 
 def read_page(
-    client: Client, keys: NamespaceKeys, *, after: int, limit: int, with_payload: bool = True
+    client: RedisClient, keys: NamespaceKeys, *, after: int, limit: int, with_payload: bool = True
 ) -> tuple[list[Row], int | None]:
     """Rows behind position `after` in order of writing, and where to go on; None: at the end.
 
@@ -65,7 +65,7 @@ def read_page(
     return kept, max(places.values()) if len(places) == limit else None
 
 
-def read_stamps(client: Client, keys: NamespaceKeys, ids: Sequence[str]) -> dict[str, Stamp]:
+def read_stamps(client: RedisClient, keys: NamespaceKeys, ids: Sequence[str]) -> dict[str, Stamp]:
     """Stamps of those of `ids` that are there."""
     found: dict[str, Stamp] = {}
     for part in parts(ids, IDS_PER_COMMAND):
@@ -75,21 +75,20 @@ def read_stamps(client: Client, keys: NamespaceKeys, ids: Sequence[str]) -> dict
     return found
 
 
-def read_namespaces(client: Client) -> list[str]:
+def read_namespaces(client: RedisClient) -> list[str]:
     """By name; those whose first write never came are among them."""
     names: Any = client.smembers(NAMESPACES)
     return sorted(name.decode() for name in names)
 
 
-def read_infos(client: Client) -> list[NamespaceInfo]:
+def read_infos(client: RedisClient) -> list[NamespaceInfo]:
     """Of the namespaces that are there, by name."""
     names = read_namespaces(client)
-    with client.pipeline(transaction=False) as questions:
-        for name in names:
-            keys = NamespaceKeys.of(name)
-            questions.hmget(keys.meta, NAMESPACE_FIELDS)
-            questions.zcard(keys.order)
-        answers = questions.execute()
+    questions: list[Question] = []
+    for name in names:
+        keys = NamespaceKeys.of(name)
+        questions += [("HMGET", keys.meta, *NAMESPACE_FIELDS), ("ZCARD", keys.order)]
+    answers = ask_all(client, questions)
     found = zip(names, answers[::2], answers[1::2], strict=True)
     infos = [namespace_info_of(name, meta, size) for name, meta, size in found]
     return [info for info in infos if info is not None]

@@ -1,6 +1,7 @@
 """Putting namespaces back into Redis: staged beside what is there, then swapped in one script.
 
 Until the swap nobody sees anything of it, and what a killed restore has staged expires by itself.
+A script of a cluster takes one slot: there each slot's namespaces are swapped by themselves.
 """
 
 from __future__ import annotations
@@ -10,12 +11,10 @@ from dataclasses import dataclass, fields
 from itertools import islice
 from uuid import uuid4
 
-from redis.cluster import RedisCluster
-
 from mac_core.errors import NamespaceNotEmpty, StoreError
 from mac_core.memory.record_format import encode_record
 from mac_core.memory.records import DocumentRecord
-from mac_core.memory.redis_cluster import Client
+from mac_core.memory.redis_cluster import Question, RedisClient, ask_all, by_slot
 from mac_core.memory.redis_keys import NamespaceKeys
 from mac_core.memory.redis_rows import arguments_of
 from mac_core.memory.restoring import NamespaceContent, version_after
@@ -82,7 +81,7 @@ class _Staged:
 
 
 def restore(
-    client: Client,
+    client: RedisClient,
     contents: Sequence[NamespaceContent],
     *,
     fingerprint: Fingerprint,
@@ -93,8 +92,8 @@ def restore(
 
     Raises:
         NamespaceNotEmpty: one holds documents, and they are not to be replaced.
-        StoreError: one was written to meanwhile. In both cases neither it nor, but in a cluster,
-            any other was changed.
+        StoreError: one was written to meanwhile. In both cases nothing was changed, except that a
+            cluster may have put other namespaces in place before; the error then names them.
     """
     mark = uuid4().hex
     everything: list[_Staged] = []
@@ -102,22 +101,16 @@ def restore(
         for content in contents:
             everything.append(_begin(client, content, mark, is_replacing=is_replacing))
             _stage(client, everything[-1], mark, fingerprint)
-        for part in _at_once(client, everything):
-            _swap(client, part, mark, is_replacing=is_replacing, max_changes=max_changes)
+        _swap(client, everything, mark, is_replacing=is_replacing, max_changes=max_changes)
     finally:  # after the swap there are none
         for staged in everything:
             client.unlink(*staged.parts)
     return {staged.content.namespace: staged.version for staged in everything}
 
 
-def _at_once(client: Client, everything: Sequence[_Staged]) -> list[Sequence[_Staged]]:
-    """What is swapped in one script: everything; in a cluster, where slots differ, each alone."""
-    if isinstance(client, RedisCluster):
-        return [[staged] for staged in everything]
-    return [everything]
-
-
-def _begin(client: Client, content: NamespaceContent, mark: str, *, is_replacing: bool) -> _Staged:
+def _begin(
+    client: RedisClient, content: NamespaceContent, mark: str, *, is_replacing: bool
+) -> _Staged:
     keys = NamespaceKeys.of(content.namespace)
     size = int(client.zcard(keys.order))
     if size and not is_replacing:  # looked at again when it counts; this saves the work
@@ -133,59 +126,59 @@ def _begin(client: Client, content: NamespaceContent, mark: str, *, is_replacing
     )
 
 
-def _stage(client: Client, staged: _Staged, mark: str, fingerprint: Fingerprint) -> None:
+def _stage(client: RedisClient, staged: _Staged, mark: str, fingerprint: Fingerprint) -> None:
     order, stamps, headers, payloads, expiry = staged.parts
     for part in _batches(staged.content):
-        with client.pipeline(transaction=False) as writes:
-            for record in part:
-                staged.num_documents += 1
-                place = staged.num_documents
-                name, created_at, chunks, size, rest, expires_at, header, payload = arguments_of(
-                    record, *encode_record(record, fingerprint)
-                )
-                stamp = f"{staged.version} {mark} {place} ".encode() + b" ".join(
-                    (created_at, chunks, rest)
-                )
-                writes.zadd(order, {name: place})
-                writes.hset(stamps, name, stamp)
-                writes.hset(headers, name, header)
-                writes.hset(payloads, name, payload)
-                if expires_at:
-                    writes.zadd(expiry, {name: float(expires_at)})
-                staged.num_chunks += int(chunks)
-                staged.num_bytes += int(size)
-            for key in staged.parts:
-                writes.expire(key, STAGED_S)
-            writes.execute()
+        writes: list[Question] = []
+        for record in part:
+            staged.num_documents += 1
+            place = staged.num_documents
+            name, created_at, chunks, size, rest, expires_at, header, payload = arguments_of(
+                record, *encode_record(record, fingerprint)
+            )
+            stamp = f"{staged.version} {mark} {place} ".encode() + b" ".join(
+                (created_at, chunks, rest)
+            )
+            writes += [
+                ("ZADD", order, place, name),
+                ("HSET", stamps, name, stamp),
+                ("HSET", headers, name, header),
+                ("HSET", payloads, name, payload),
+            ]
+            if expires_at:
+                writes.append(("ZADD", expiry, expires_at, name))
+            staged.num_chunks += int(chunks)
+            staged.num_bytes += int(size)
+        ask_all(client, [*writes, *(("EXPIRE", key, STAGED_S) for key in staged.parts)])
 
 
 def _swap(
-    client: Client,
+    client: RedisClient,
     everything: Sequence[_Staged],
     mark: str,
     *,
     is_replacing: bool,
     max_changes: int,
 ) -> None:
-    if not everything:
-        return
-    keys: list[str] = []
-    arguments: list[str] = [mark, str(max_changes)]
-    for staged in everything:
-        own = [getattr(staged.keys, field.name) for field in fields(NamespaceKeys)]
-        keys += [*own, *staged.parts]
-        arguments += [str(staged.before), str(staged.version), str(int(is_replacing))]
-        sizes = (staged.num_documents, staged.num_chunks, staged.num_bytes)
-        arguments += [str(size) for size in sizes]
-    outcome, *place = client.register_script(SWAP)(keys=keys, args=arguments)
-    if outcome == b"full":
-        content = everything[int(place[0])].content
-        raise NamespaceNotEmpty(namespace=content.namespace, num_documents=int(place[1]))
-    if outcome == b"moved":
-        name = everything[int(place[0])].content.namespace
-        raise StoreError(
-            f"namespace {name!r} was written to while it was restored: it was left as it is"
-        )
+    """Put all of them in place at one moment; on a cluster, those of each slot at one moment."""
+    done: list[str] = []
+    for group in by_slot(client, everything, lambda staged: staged.keys.meta):
+        keys: list[str] = []
+        arguments: list[str] = [mark, str(max_changes)]
+        for staged in group:
+            own = [getattr(staged.keys, field.name) for field in fields(NamespaceKeys)]
+            keys += [*own, *staged.parts]
+            arguments += [str(staged.before), str(staged.version), str(int(is_replacing))]
+            sizes = (staged.num_documents, staged.num_chunks, staged.num_bytes)
+            arguments += [str(size) for size in sizes]
+        outcome, *place = client.register_script(SWAP)(keys=keys, args=arguments)
+        if outcome != b"done":
+            name = group[int(place[0])].content.namespace
+            if outcome == b"full" and not done:
+                raise NamespaceNotEmpty(namespace=name, num_documents=int(place[1]))
+            kept = f"{', '.join(map(repr, done))} restored" if done else "nothing was changed"
+            raise StoreError(f"namespace {name!r} was written to while it was restored: {kept}")
+        done += [staged.content.namespace for staged in group]
 
 
 def _batches(content: NamespaceContent) -> Iterator[list[DocumentRecord]]:

@@ -1,4 +1,6 @@
-"""The shared store: one Redis, any number of servers. As durable as that Redis is set to be.
+"""The shared store: one Redis or Redis Cluster, any number of servers.
+
+As durable as that Redis is set to be.
 
 A write is one script (`redis_scripts`) and reaches the other servers through the namespace's
 stream of changes (`redis_feed`). When the connection breaks in the middle of a write and stays
@@ -22,11 +24,11 @@ from mac_core.memory.record_format import encode_record
 from mac_core.memory.records import DocumentRecord, last_of_each_id, metadata_matches
 from mac_core.memory.redis_client import (
     Availability,
-    check_servers,
+    check_server,
     connect,
-    public_name,
     translating,
 )
+from mac_core.memory.redis_cluster import ask_all, servers_of
 from mac_core.memory.redis_feed import RedisFeed
 from mac_core.memory.redis_keys import (
     ANNOUNCEMENTS,
@@ -49,6 +51,7 @@ from mac_core.memory.redis_rows import (
     record_of,
 )
 from mac_core.memory.redis_scripts import CREATE, DELETE, DROP, PUT, REGISTER
+from mac_core.memory.redis_url import public_name
 from mac_core.memory.restoring import NamespaceContent
 from mac_core.memory.shared import NOTHING, Head, LastWrite
 from mac_core.memory.sources import RedisSource
@@ -94,7 +97,8 @@ class RedisStore:
         )
         try:
             with self._translating("be opened"):
-                check_servers(self._client, self._name)
+                for server, name in servers_of(self._client, self._name):
+                    check_server(server, name)
                 self._check_schema()
         except BaseException:
             self.close()
@@ -242,10 +246,10 @@ class RedisStore:
     def expired(self, now: float) -> Sequence[tuple[str, str]]:
         with self._translating("be read"):
             names = read_namespaces(self._client)
-            with self._client.pipeline(transaction=False) as questions:
-                for name in names:
-                    questions.zrangebyscore(NamespaceKeys.of(name).expiry, "-inf", repr(now))
-                answers = questions.execute()
+            keys = [NamespaceKeys.of(name).expiry for name in names]
+            answers = ask_all(
+                self._client, [("ZRANGEBYSCORE", key, "-inf", repr(now)) for key in keys]
+            )
         pairs = zip(names, answers, strict=True)
         return [(name, document_id.decode()) for name, ids in pairs for document_id in ids]
 

@@ -11,7 +11,7 @@ from mac_core.errors import StoreError
 from mac_core.memory import sqlite_namespaces
 from mac_core.memory.copying import Copied, RawRecord
 from mac_core.memory.redis_client import Availability, translating
-from mac_core.memory.redis_cluster import Client
+from mac_core.memory.redis_cluster import RedisClient
 from mac_core.memory.redis_keys import NamespaceKeys
 from mac_core.memory.redis_reading import parts, read_all_stamps, read_infos, read_rows
 from mac_core.memory.redis_rows import Row
@@ -91,7 +91,12 @@ class RedisSource:
     """What is listed at one moment, fetched; and again what was written before it was fetched."""
 
     def __init__(
-        self, client: Client, *, name: str, availability: Availability, owns_client: bool = False
+        self,
+        client: RedisClient,
+        *,
+        name: str,
+        availability: Availability,
+        owns_client: bool = False,
     ) -> None:
         """`name`: of the server, without its password; `owns_client`: closed with the source."""
         self._owns_client = owns_client

@@ -19,11 +19,13 @@ from typing import Any
 
 import httpx
 import pytest
+from redis.crc import key_slot
 
 from mac_core.memory.redis_keys import NamespaceKeys
 from tests.integration.server_process import ServerProcess
 from tests.integration.test_kill import listed, make_client
-from tests.redis_process import RedisClusterProcesses, RedisProcess
+from tests.redis_cluster_process import RedisClusterProcess
+from tests.redis_process import RedisProcess
 
 pytestmark = pytest.mark.slow  # starts of servers with the shipped bundle
 
@@ -45,11 +47,10 @@ def replicas(tmp_path: Path, bundle: Path, redis: RedisProcess) -> Iterator[list
 
 
 @pytest.fixture
-def cluster(tmp_path: Path) -> Iterator[RedisClusterProcesses]:
-    processes = RedisClusterProcesses(tmp_path / "cluster")
-    yield processes
-    for server in processes.servers:
-        server.kill()
+def cluster(tmp_path: Path) -> Iterator[RedisClusterProcess]:
+    process = RedisClusterProcess(tmp_path / "cluster")
+    yield process
+    process.stop()
 
 
 @contextmanager
@@ -89,13 +90,13 @@ def test_a_write_to_one_is_in_the_next_answer_of_the_other(
 
 
 def test_two_servers_over_a_cluster_when_one_of_its_primaries_dies(
-    tmp_path: Path, bundle: Path, cluster: RedisClusterProcesses
+    tmp_path: Path, bundle: Path, cluster: RedisClusterProcess
 ) -> None:
     """No replica takes its place: its namespaces wait, until it is back."""
     with two_servers(tmp_path, bundle, cluster.url) as clients:
         write_and_ask(clients, 100)
         a, b = clients
-        lost = cluster.server_of(NamespaceKeys.of("default").meta)
+        lost = cluster.primary_of(key_slot(NamespaceKeys.of("default").meta.encode()))
         lost.kill()
         refused = a.post("/documents", json={"id": "late", "text": "Too late for this."})
         assert (refused.status_code, "Retry-After" in refused.headers) == (503, True)

@@ -166,12 +166,18 @@ def test_compose_servers_share_the_redis_and_the_second_is_a_profile() -> None:
     assert "profiles" not in services["server"]
 
 
-def test_prometheus_scrapes_the_compose_service() -> None:
+def test_prometheus_finds_every_compose_server_by_the_name_they_share() -> None:
     config = yaml.safe_load(read("deploy/prometheus/prometheus.yml"))
     [job] = [job for job in config["scrape_configs"] if job["job_name"] == "mac-server"]
-    port = compose()["services"]["server"]["environment"]["MAC_PORT"]
-    assert job["static_configs"] == [{"targets": [f"server:{port}"]}]
+    [found] = job["dns_sd_configs"]
+    assert "static_configs" not in job
     assert job["metrics_path"] == "/metrics"
+    servers = [s for s in compose()["services"].values() if "MAC_PORT" in s.get("environment", {})]
+    assert len(servers) == 2
+    for service in servers:
+        assert service["networks"]["default"]["aliases"] == found["names"]
+        assert service["environment"]["MAC_PORT"] == str(found["port"])
+    assert found["type"] == "A"  # without it SRV records are asked for, which Docker has none of
 
 
 def test_makefile_has_the_targets_that_others_rely_on() -> None:

@@ -64,12 +64,10 @@ def fingerprint() -> Fingerprint:
     return FINGERPRINT
 
 
-@pytest.fixture(params=["sqlite", "redis", pytest.param("cluster", marks=pytest.mark.slow)])
+@pytest.fixture(params=["sqlite", "redis", pytest.param("redis_cluster", marks=pytest.mark.slow)])
 def open_store(request: pytest.FixtureRequest, tmp_path: Path) -> OpenStore:
-    if request.param == "cluster":
-        return redis_at(request.getfixturevalue("redis_cluster_url"))
-    if request.param == "redis":
-        return redis_at(request.getfixturevalue("redis_url"))
+    if request.param != "sqlite":
+        return redis_at(request.getfixturevalue(f"{request.param}_url"))
     return sqlite_in(tmp_path / "store")
 
 

@@ -41,11 +41,10 @@ def clock() -> Clock:
     return Clock()
 
 
-@pytest.fixture(params=["sqlite", "redis", pytest.param("cluster", marks=pytest.mark.slow)])
+@pytest.fixture(params=["sqlite", "redis", pytest.param("redis_cluster", marks=pytest.mark.slow)])
 def open_jobs(request: pytest.FixtureRequest, tmp_path: Path, clock: Clock) -> OpenJobs:
     if request.param != "sqlite":
-        of = {"redis": "redis_url", "cluster": "redis_cluster_url"}
-        url = request.getfixturevalue(of[request.param])
+        url = request.getfixturevalue(f"{request.param}_url")
         return lambda: RedisJobStore(url, clock=clock)
     return lambda: SqliteJobStore(tmp_path, clock=clock)
 

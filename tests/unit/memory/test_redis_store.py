@@ -16,9 +16,10 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 
 from mac_core.errors import CorruptRecord, StoreError
 from mac_core.memory.records import DocumentRecord
-from mac_core.memory.redis_client import Availability, check_server, public_name
+from mac_core.memory.redis_client import Availability, check_server
 from mac_core.memory.redis_keys import SCHEMA, NamespaceKeys
 from mac_core.memory.redis_store import RedisStore
+from mac_core.memory.redis_url import public_name
 from mac_core.memory.shared import SharedStore
 from tests.redis_process import RedisProcess, free_port
 from tests.unit.memory.stores import FINGERPRINT
@@ -101,17 +102,6 @@ def test_a_newer_schema_is_refused(client: Redis, redis_url: str) -> None:
         RedisStore(redis_url, fingerprint=FINGERPRINT)
 
 
-def test_a_socket_in_the_file_system_is_a_server_too(tmp_path: Path) -> None:
-    socket = tmp_path / "redis.sock"
-    process = RedisProcess(tmp_path / "redis", unixsocket=str(socket))
-    try:
-        with closing(RedisStore(f"unix://{socket}?db=1", fingerprint=FINGERPRINT)) as store:
-            assert store.version("default") == 0
-            store.check()
-    finally:
-        process.kill()
-
-
 def test_no_server_is_a_store_error_that_hides_the_password() -> None:
     url = f"redis://user:secret@127.0.0.1:{free_port()}/0"
     with pytest.raises(StoreError, match="redis://127.0.0.1:") as caught:
@@ -126,6 +116,16 @@ def test_a_url_that_is_none_is_refused_without_its_password(url: str) -> None:
     with pytest.raises(StoreError) as caught:
         RedisStore(url, fingerprint=FINGERPRINT)
     assert "secret" not in str(caught.value)
+
+
+def test_a_socket_is_a_server(tmp_path: Path, make_record: MakeRecord) -> None:
+    process = RedisProcess(tmp_path / "redis", unixsocket=str(tmp_path / "s"))
+    try:
+        url = f"unix://{tmp_path / 's'}?db=1"
+        with closing(RedisStore(url, fingerprint=FINGERPRINT)) as store:
+            assert store.put("default", [make_record("a")]) == 1
+    finally:
+        process.stop()
 
 
 def test_a_public_name_has_no_user_password_or_options() -> None:

@@ -21,6 +21,7 @@ from mac_core.config import SelectionConfig
 from mac_core.memory.bank import BankView, MemoryBank
 from mac_core.memory.records import DocumentRecord
 from mac_core.memory.store import Store
+from tests.redis_cluster_process import RedisClusterProcess
 from tests.redis_process import RedisProcess
 from tests.unit.memory.stores import OpenStore, redis_at, sqlite_in
 
@@ -29,6 +30,7 @@ Operation = Literal["put", "delete", "expire", "reopen"]
 
 IDS = st.sampled_from(["a", "b", "c", "d/\u00e9", "e}{"])
 NAMESPACES = st.sampled_from(["one", "t{wo}"])
+KINDS = ["sqlite", "redis", pytest.param("redis_cluster", marks=pytest.mark.slow)]
 PAGE = 2
 
 
@@ -89,11 +91,18 @@ class Model:
 
 
 @contextmanager
-def empty_store(kind: str, redis_server: RedisProcess) -> Iterator[OpenStore]:
+def empty_store(kind: str, request: pytest.FixtureRequest) -> Iterator[OpenStore]:
+    """Made empty here, because one test empties it many times."""
+    if kind == "redis_cluster":
+        cluster: RedisClusterProcess = request.getfixturevalue("redis_cluster")
+        cluster.empty()
+        yield redis_at(cluster.url)
+        return
     if kind == "redis":
-        with redis_server.client() as client:
+        server: RedisProcess = request.getfixturevalue("redis_server")
+        with server.client() as client:
             client.flushall()
-        yield redis_at(redis_server.url)
+        yield redis_at(server.url)
         return
     with tempfile.TemporaryDirectory() as directory:
         yield sqlite_in(Path(directory))
@@ -191,37 +200,37 @@ def view_of(records: Sequence[DocumentRecord]) -> BankView:
     return MemoryBank(SelectionConfig(d_key=8)).apply("n", 1, (), records)
 
 
-@pytest.mark.parametrize("kind", ["sqlite", "redis"])
+@pytest.mark.parametrize("kind", KINDS)
 @settings(
     max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(steps=STEPS)
 def test_every_store_is_an_ordered_dict_with_versions(
-    kind: str, steps: list[Step], redis_server: RedisProcess, make_record: MakeRecord
+    kind: str, steps: list[Step], request: pytest.FixtureRequest, make_record: MakeRecord
 ) -> None:
-    with empty_store(kind, redis_server) as open_store:
+    with empty_store(kind, request) as open_store:
         run(steps, open_store, make_record)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["sqlite", "redis"])
+@pytest.mark.parametrize("kind", KINDS)
 @settings(
     max_examples=2000, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(steps=STEPS)
 def test_two_thousand_sequences(
-    kind: str, steps: list[Step], redis_server: RedisProcess, make_record: MakeRecord
+    kind: str, steps: list[Step], request: pytest.FixtureRequest, make_record: MakeRecord
 ) -> None:
-    with empty_store(kind, redis_server) as open_store:
+    with empty_store(kind, request) as open_store:
         run(steps, open_store, make_record)
 
 
-@pytest.mark.parametrize("kind", ["sqlite", "redis"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_deleted_between_others_equals_never_ingested(
-    kind: str, redis_server: RedisProcess, make_record: MakeRecord
+    kind: str, request: pytest.FixtureRequest, make_record: MakeRecord
 ) -> None:
     names = [f"document {number}" for number in range(30)]
-    with empty_store(kind, redis_server) as open_store, closing(open_store()) as store:
+    with empty_store(kind, request) as open_store, closing(open_store()) as store:
         for name in names:
             store.put("default", [make_record(name)])
         store.put("default", [make_record(name, "new") for name in names[::3]])
