@@ -18,6 +18,7 @@ Mode = Literal["none", "text", "memory", "hybrid"]
 OnConflict = Literal["upsert", "skip", "fail"]
 DocumentStatus = Literal["inserted", "updated", "unchanged", "failed"]
 MetadataValue = str | int | float | bool | None
+EngineState = Literal["starting", "ready", "draining", "stopped", "failed"]
 JobState = Literal["queued", "running", "done", "failed", "cancelled", "dead"]
 
 
@@ -288,7 +289,7 @@ class NamespaceStatus:
 class EngineStatus:
     """The engine's health, readable from any thread."""
 
-    state: Literal["starting", "ready", "draining", "stopped", "failed"]
+    state: EngineState
     detail: str
     model: str
     num_documents: int

@@ -113,10 +113,18 @@ def verify(data_dir: DataDir = None, store_url: StoreUrl = None) -> None:
 
 @contextmanager
 def _replacing(path: Path | None) -> Iterator[TextIO]:
-    """A file that takes the place of `path` once all of it is written; None: standard output."""
+    """A file that takes the place of `path` once all of it is written; None: standard output.
+
+    What a link points to is replaced, not the link. A file keeps the mode that it had.
+    """
     if path is None:
         yield sys.stdout
         return
+    if path.exists() and not path.is_file():  # a pipe or a device
+        with path.open("w", encoding="utf-8") as device:
+            yield device
+        return
+    path = path.resolve()
     with NamedTemporaryFile(
         "w", encoding="utf-8", dir=path.parent, prefix=f".{path.name}.", delete=False
     ) as file:
@@ -127,7 +135,8 @@ def _replacing(path: Path | None) -> Iterator[TextIO]:
             raise
     mask = os.umask(0)
     os.umask(mask)
-    Path(file.name).chmod(0o666 & ~mask)  # a temporary file is its owner's alone
+    # A temporary file is its owner's alone.
+    Path(file.name).chmod(path.stat().st_mode & 0o777 if path.exists() else 0o666 & ~mask)
     Path(file.name).replace(path)
 
 

@@ -130,7 +130,7 @@ class BulkAdd(Response):
 
     async def _watch(self) -> None:
         """Stop with the server; a client that sends nothing would not notice."""
-        while (state := self._engine.status().state) not in LEAVING:
+        while (state := self._engine.state) not in LEAVING:
             await asyncio.sleep(WATCH_S)
         self._stop(NotReady(f"the engine is {state}"))
 
@@ -217,18 +217,22 @@ class BulkAdd(Response):
         """The outcome of the first line that has none yet; None: there is no such line.
 
         Raises:
-            NotReady, StoreError: of the first line of all, so that the request can be refused.
+            MacError: of the first line of all, so that the request can be refused.
         """
         if not self._pending:
             return None
         pending = self._pending[0]
         answer = await pending.answer()
-        if pending.error is not None and is_unavailable(pending.error):
+        if pending.error is not None and self._is_over(pending.error):
             if is_first:
                 raise pending.error
             self._stopped_at = self._stopped_at or pending.line.number
             self._stop(pending.error)
         return answer
+
+    def _is_over(self, error: BaseException) -> bool:
+        """Whether nothing that comes after will be learned either."""
+        return is_unavailable(error) or self._engine.state in LEAVING
 
 
 async def _await_end(receive: Receive) -> None:

@@ -130,7 +130,8 @@ def ask(
         float | None, typer.Option(min=0, max=1, help="Below it, no answer; the server's own.")
     ] = None,
     num_readings: Annotated[
-        int | None, typer.Option(min=1, max=8, help="Documents read apart; the server's own.")
+        int | None,
+        typer.Option(min=1, max=8, help="Readings apart; the server's own."),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the response as it is.")] = False,
 ) -> None:

@@ -19,6 +19,7 @@ from mac_core.types import (
     DocumentInfo,
     DocumentPage,
     DocumentResult,
+    EngineState,
     EngineStatus,
     MetadataValue,
     NamespaceInfo,
@@ -61,11 +62,17 @@ class DeferredEngine:
             log.exception("engine_build_failed")
             self._failure = f"{type(error).__name__}: {error}"
 
+    @property
+    def state(self) -> EngineState:
+        if self._engine is not None:
+            return self._engine.state
+        return "failed" if self._failure else "draining" if self._is_draining else "starting"
+
     def status(self) -> EngineStatus:
         if self._engine is not None:
             return self._engine.status()
         return EngineStatus(
-            state="failed" if self._failure else "draining" if self._is_draining else "starting",
+            state=self.state,
             detail=self._failure or "the engine is being built",
             model=self._model,
             num_documents=0,

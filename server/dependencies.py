@@ -19,6 +19,7 @@ from mac_core.types import (
     DocumentInfo,
     DocumentPage,
     DocumentResult,
+    EngineState,
     EngineStatus,
     Job,
     JobPage,
@@ -78,6 +79,9 @@ class EngineFacade(Protocol):
 
     @property
     def jobs(self) -> JobsFacade: ...
+
+    @property
+    def state(self) -> EngineState: ...
 
     def start(self) -> None: ...
 

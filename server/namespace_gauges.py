@@ -22,7 +22,7 @@ SUMMED: tuple[tuple[str, str, Read], ...] = (
 
 
 class NamespaceGauges:
-    """Says which namespaces are named, and keeps to it. One scrape at a time."""
+    """Says which namespaces are named, and keeps to it."""
 
     def __init__(self, max_named: int) -> None:
         """
@@ -34,9 +34,9 @@ class NamespaceGauges:
 
     def collect(self, namespaces: Sequence[NamespaceStatus]) -> Iterator[GaugeMetricFamily]:
         """The sums over all labels of documents, chunks and bytes are those of the whole bank."""
-        self._choose(namespaces)
-        named = [one for one in namespaces if one.namespace in self._named]
-        others = [one for one in namespaces if one.namespace not in self._named]
+        names = self._named = self._chosen(namespaces)
+        named = [one for one in namespaces if one.namespace in names]
+        others = [one for one in namespaces if one.namespace not in names]
         for name, text, read in SUMMED:
             yield _gauge(name, text, named, read, sum(map(read, others)) if others else None)
         # Versions of several namespaces have no sum that says anything.
@@ -50,13 +50,13 @@ class NamespaceGauges:
             max(lags, default=None),
         )
 
-    def _choose(self, namespaces: Sequence[NamespaceStatus]) -> None:
+    def _chosen(self, namespaces: Sequence[NamespaceStatus]) -> list[str]:
         num_documents = {one.namespace: one.num_documents for one in namespaces}
         kept = [name for name in self._named if num_documents.get(name)]
         first = {DEFAULT_NAMESPACE: None} if DEFAULT_NAMESPACE in num_documents else {}
         waiting = sorted(num_documents, key=lambda name: (not num_documents[name], name))
         order = first | dict.fromkeys(kept) | dict.fromkeys(waiting)
-        self._named = list(order)[: self._max_named]
+        return list(order)[: self._max_named]
 
 
 def _gauge(

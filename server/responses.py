@@ -192,10 +192,11 @@ class AskResponse(BaseModel):
         le=1,
         description="probability that the answer, given or withheld, is right; 0 when it was empty."
         " Where the bundle has no weights for the mode (`model.config.confidence` of /version),"
-        " the mean probability of its tokens, which is no such thing",
+        " the mean probability of its tokens, which is no such thing. Fitted on single readings",
     )
     sources: list[SourceBody] = Field(
-        description="what was read, also when there is no answer; spans are null then"
+        description="what the answer was made from, also when there is none; spans are null then. "
+        "Of several readings those of the one that is given; `usage` counts all"
     )
     num_documents_used: int
     note: str | None = Field(description="set when there is no answer, or no document was used")

@@ -299,8 +299,9 @@ class AskBody(Body):
         default=None,
         ge=1,
         le=8,
-        description="the best documents are read apart, `top_k` at a time, at most so many times, "
-        "and the surest answer given; null: the server's MAC_NUM_READINGS",
+        description="the best chunks are read apart, `top_k` (in text `text_top_k`) at a time and "
+        "at most so many times, further ones where they have a fifth of the prior so far; the "
+        "surest answer is given. null: the server's MAC_NUM_READINGS, else the bundle's",
     )
     filter: Metadata = Field(default_factory=dict, description="metadata equality")
     as_of: Timestamp | None = Field(

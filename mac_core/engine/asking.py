@@ -17,7 +17,7 @@ from mac_core.engine.tickets import QuestionTicket
 from mac_core.engine.validation import check_question
 from mac_core.errors import BankBehind, NotReady, QuestionTooLong
 from mac_core.memory.bank import BankView, MemoryBank
-from mac_core.networks.model import Generated
+from mac_core.networks.model import AnswerRequest, Generated
 from mac_core.types import Answer, EngineObserver, Question, Source, Timings, Usage
 
 PHASES = ("select", "aggregate", "prefill", "decode")
@@ -135,6 +135,10 @@ class Asking:
             self._attempt(smaller)
 
     def _divide(self, rows: Sequence[Row], failure: Exception) -> list[Sequence[Row]]:
+        num_readings = self._selecting.num_readings(rows[0].question)
+        if len(rows) == 1 and is_out_of_memory(failure) and min(num_readings, self._cap.value) > 1:
+            self._cap.halve(min(num_readings, self._cap.value))  # its readings one after another
+            return [rows]
         if len(rows) == 1:
             self._fail(rows[0].ticket, engine_failed(failure, doing="answering"))
             return []
@@ -163,13 +167,7 @@ class Asking:
         readings = self._selecting.readings(questions, selected)
         requests = self._selecting.requests(questions, readings)
         phases.add("select", self._clock() - began)
-        generated = self._model.answer(
-            requests,
-            should_stop=lambda index: self._stops(rows[readings[index].place]),
-            observe=phases.add,
-        )
-        if len(generated) != len(readings):
-            raise RuntimeError(f"{len(readings)} readings, {len(generated)} answers")
+        generated = self._generate(rows, readings, requests, phases)
         for phase in PHASES:
             self._observer.observe_phase(phase, phases.seconds.get(phase, 0.0))
         judged = [
@@ -182,6 +180,29 @@ class Asking:
             self._to_answer(row, answer, usage, phases)
             for row, answer, usage in zip(rows, chosen, usages, strict=True)
         ]
+
+    def _generate(
+        self,
+        rows: Sequence[Row],
+        readings: Sequence[Reading],
+        requests: Sequence[AnswerRequest],
+        phases: PhaseClock,
+    ) -> list[Generated]:
+        """By reading; as many at once as questions are."""
+        generated = list[Generated]()
+        at_once = self._cap.value
+        for first in range(0, len(requests), at_once):
+            part = requests[first : first + at_once]
+            places = [reading.place for reading in readings[first : first + at_once]]
+            made = self._model.answer(
+                part,
+                should_stop=lambda index, places=places: self._stops(rows[places[index]]),  # type: ignore[misc]
+                observe=phases.add,
+            )
+            if len(made) != len(part):
+                raise RuntimeError(f"{len(part)} readings, {len(made)} answers")
+            generated += made
+        return generated
 
     def _stops(self, row: Row) -> bool:
         """Whether the row ends now, between two decode steps."""

@@ -39,6 +39,7 @@ from mac_core.types import (
     DocumentPage,
     DocumentResult,
     EngineObserver,
+    EngineState,
     EngineStatus,
     Fingerprint,
     MetadataValue,
@@ -156,15 +157,22 @@ class Engine:
 
     # Health.
 
+    @property
+    def state(self) -> EngineState:
+        return self._thread.state[0]
+
     def status(self) -> EngineStatus:
-        """The engine's health; costs nothing and waits for nothing."""
+        """The engine's health; looks at every namespace and waits for nothing."""
         serving = self._thread.serving
         bank = None if serving is None else serving.bank
         state, detail = self._thread.state
         follower = None if serving is None else serving.follower
         lags = {} if follower is None else follower.lags
-        names = {DEFAULT_NAMESPACE, *lags, *(() if bank is None else bank.namespaces())}
-        views = [] if bank is None else [bank.view(name) for name in sorted(names)]
+        views = [] if bank is None else [bank.view(name) for name in bank.namespaces()]
+        held = {view.namespace: _namespace_status(view, lags) for view in views}
+        if bank is not None:
+            empty = {DEFAULT_NAMESPACE, *lags} - held.keys()
+            held |= {name: _empty_status(name, lags) for name in empty}
         return EngineStatus(
             state=state,
             detail=detail or ("" if follower is None else follower.detail),
@@ -177,7 +185,7 @@ class Engine:
             queued_documents=self._scheduler.count_documents(),
             last_step_age_s=self._last_step_age_s(),
             lag_versions=max(lags.values(), default=0),
-            namespaces=tuple(_namespace_status(view, lags) for view in views),
+            namespaces=tuple(held[name] for name in sorted(held)),
             num_corrupt=0 if serving is None else serving.mirror.num_corrupt,
             jobs=self.jobs.counts,
             jobs_ended=self.jobs.ended,
@@ -343,6 +351,18 @@ def _namespace_status(view: BankView, lags: Mapping[str, int]) -> NamespaceStatu
         num_chunks=view.num_chunks,
         num_bytes=view.num_bytes,
         lag_versions=lags.get(view.namespace, 0),
+    )
+
+
+def _empty_status(namespace: str, lags: Mapping[str, int]) -> NamespaceStatus:
+    """Of one that the bank holds nothing of: no view, and so no tensor, is made for it."""
+    return NamespaceStatus(
+        namespace=namespace,
+        bank_version=0,
+        num_documents=0,
+        num_chunks=0,
+        num_bytes=0,
+        lag_versions=lags.get(namespace, 0),
     )
 
 

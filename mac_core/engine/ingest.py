@@ -105,7 +105,8 @@ class Ingest:
 
         Raises:
             InvalidInput: no name of a namespace.
-            StoreError: nothing was removed.
+            StoreError: nothing was removed; or Redis did not say in time whether it was. Sent
+                again, the same removal does what is left of it.
         """
         check_name(namespace, what="the namespace")
         removed, version = self._delete(namespace, self._matching(namespace, wanted))

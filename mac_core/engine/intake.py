@@ -12,6 +12,7 @@ from mac_core.engine.validation import check_document, check_name
 from mac_core.errors import CorruptRecord, DocumentExists, MacError, StoreError
 from mac_core.memory.bank import MemoryBank
 from mac_core.memory.chunking import Chunk, chunk_text
+from mac_core.memory.codebook_records import Codebooks
 from mac_core.memory.records import content_hash, document_id
 from mac_core.memory.store import DocumentStamp, Store
 from mac_core.types import DocumentResult, DocumentStatus, EngineObserver
@@ -177,7 +178,9 @@ class Intake:
         if self._bank.entries_of(namespace, name):
             return False
         try:
-            self._store.info(namespace, name)
+            record = self._store.get(namespace, name)
+            if record is not None:
+                Codebooks(self._store).bound(record)
         except CorruptRecord:
             return True
         except Exception as error:

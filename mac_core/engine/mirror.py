@@ -70,20 +70,30 @@ class Mirror:
     def _bound(self, namespace: str, records: Iterable[DocumentRecord]) -> Iterator[DocumentRecord]:
         """Those that can be unpacked: one whose codebook is corrupt is as corrupt itself."""
         num_lost = 0
+        lost = set[str]()  # codebooks; looked for once a reading
         for record in records:
+            wanted = {part.stored.encoding.codebook_id for part in record.chunks}
+            if lost & wanted:
+                num_lost += 1
+                continue
             try:
                 bound = self._codebooks.bound(record)
-            except CorruptRecord as error:
-                self.note_corrupt(error)
+            except CorruptRecord:
+                lost |= {name for name in wanted if name is not None}
                 num_lost += 1
                 continue
             yield bound
         if num_lost:
-            logger.error(
-                "%d documents of namespace %r are left out because their codebook cannot be read; "
-                "`mac bank reindex --all` makes them anew",
-                *(num_lost, namespace),
-            )
+            self._note_lost(namespace, num_lost)
+
+    def _note_lost(self, namespace: str, num_documents: int) -> None:
+        self.num_corrupt += num_documents
+        self._observer.count_store_error("corrupt")
+        logger.error(
+            "%d documents of namespace %r are left out because their codebook cannot be read; "
+            "`mac bank reindex --all` makes them anew",
+            *(num_documents, namespace),
+        )
 
     def note_corrupt(self, error: CorruptRecord) -> None:
         """Go on without a record. Ids are not logged: `mac bank verify` says which one it is."""
@@ -206,9 +216,14 @@ class SharedMirror(Mirror):
         """
         for item in fetched:
             try:
-                record = self._codebooks.bound(item.decode())
+                record = item.decode()
             except CorruptRecord as error:
                 self.note_corrupt(error)
+                continue
+            try:
+                record = self._codebooks.bound(record)
+            except CorruptRecord:
+                self._note_lost(record.namespace, 1)
                 continue
             staged[item.id] = Staged(
                 version=item.version, mark=item.mark, record=record, keys=self.keys_of(record)

@@ -18,7 +18,8 @@ import torch
 from mac_core.engine.confidence import Judged
 from mac_core.memory.bank import Selected
 
-MIN_SHARE = 0.2  # of the prior, for a further reading; chosen on held-out train articles
+# Of the prior of a reading and all before it, for it to be made; chosen on held-out train articles.
+MIN_SHARE = 0.2
 MIN_CONFIDENCE = 1e-6  # below it, and as near to 1, confidences are not told apart
 
 
@@ -28,7 +29,7 @@ class Reading:
 
     place: int  # of the question in its batch
     selected: Sequence[Selected]  # best first, priors among themselves; empty: the bare LM answers
-    log_share: float = 0.0  # of the prior of all that is read for the question
+    log_share: float = 0.0  # of the prior of all that was selected for the question
 
 
 def readings_of(place: int, selected: Sequence[Selected], *, together: int) -> list[Reading]:
@@ -45,7 +46,8 @@ def readings_of(place: int, selected: Sequence[Selected], *, together: int) -> l
     for first in range(0, len(selected), together):
         own = priors[first : first + together]
         log_share = float(own.logsumexp(dim=0))
-        if made and log_share < log(MIN_SHARE):
+        so_far = float(priors[: first + together].logsumexp(dim=0))
+        if made and log_share - so_far < log(MIN_SHARE):
             break
         kept = zip(selected[first:], own.log_softmax(dim=0).tolist(), strict=False)
         made.append(

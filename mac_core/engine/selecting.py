@@ -43,11 +43,13 @@ class Selecting:
         self, questions: Sequence[Question], selected: Sequence[Sequence[Selected]]
     ) -> list[Reading]:
         """What is read together: of each question one or more, in the order of the questions."""
-        return [
-            reading
-            for place, (question, chosen) in enumerate(zip(questions, selected, strict=True))
-            for reading in readings_of(place, chosen, together=self._together(question))
-        ]
+        made = list[Reading]()
+        for place, (question, chosen) in enumerate(zip(questions, selected, strict=True)):
+            together = self._together(question)
+            if together:
+                chosen = chosen[: together * self.num_readings(question)]
+            made += readings_of(place, chosen, together=together)
+        return made
 
     def requests(
         self, questions: Sequence[Question], readings: Sequence[Reading]
@@ -65,7 +67,8 @@ class Selecting:
             return self._config.text_top_k
         return self._config.top_k if question.top_k is None else question.top_k
 
-    def _num_readings(self, question: Question) -> int:
+    def num_readings(self, question: Question) -> int:
+        """How many there may be of one question."""
         return question.num_readings or self._config.num_readings
 
     def _encode(
@@ -91,7 +94,7 @@ class Selecting:
         config = self._config
         if question.mode == "none" or not view.entries:
             return []
-        top_k, num_readings = self._together(question), self._num_readings(question)
+        top_k, num_readings = self._together(question), self.num_readings(question)
         ranks_again = asked is not None and config.late_scale > 0
         wanted = num_candidates(top_k * num_readings, most=config.num_candidates)
         if ranks_again and top_k:

@@ -6,7 +6,6 @@ import logging
 import time
 from collections.abc import Callable
 from threading import Event, Lock, Thread, current_thread
-from typing import Literal
 
 import torch
 
@@ -15,11 +14,9 @@ from mac_core.engine.scheduler import Scheduler
 from mac_core.engine.serving import Serving
 from mac_core.errors import EngineFailed, NotReady
 from mac_core.memory.store import Store
-from mac_core.types import Fingerprint
+from mac_core.types import EngineState, Fingerprint
 
 logger = logging.getLogger(__name__)
-
-State = Literal["starting", "ready", "draining", "stopped", "failed"]
 
 STOPPED = "the engine was stopped"
 
@@ -44,12 +41,12 @@ class EngineThread:
         self._num_threads = num_threads
         self._lock = Lock()
         self._has_begun = Event()  # or has ended without
-        self._state: State = "starting"
+        self._state: EngineState = "starting"
         self._detail = "not started"
         self._thread = Thread(target=self._run, name="mac-engine", daemon=True)
 
     @property
-    def state(self) -> tuple[State, str]:
+    def state(self) -> tuple[EngineState, str]:
         """The state, and what there is to say about it."""
         with self._lock:
             return self._state, self._detail
@@ -126,7 +123,7 @@ class EngineThread:
             if self._state == "starting":
                 self._detail = detail
 
-    def _end(self, state: State, detail: str) -> None:
+    def _end(self, state: EngineState, detail: str) -> None:
         with self._lock:
             self._state, self._detail = state, detail
         self._has_begun.set()

@@ -7,14 +7,17 @@ A script of a cluster takes one slot: there each slot's namespaces are swapped b
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, fields
 from itertools import islice
 from uuid import uuid4
 
+from redis.exceptions import RedisError
+
 from mac_core.errors import NamespaceNotEmpty, StoreError
 from mac_core.memory.record_format import encode_record
 from mac_core.memory.records import DocumentRecord
-from mac_core.memory.redis_cluster import Question, RedisClient, ask_all, by_slot
+from mac_core.memory.redis_cluster import NO_PRIMARY, Question, RedisClient, ask_all, by_slot
 from mac_core.memory.redis_keys import NamespaceKeys
 from mac_core.memory.redis_rows import arguments_of
 from mac_core.memory.restoring import NamespaceContent, version_after
@@ -103,8 +106,9 @@ def restore(
             _stage(client, everything[-1], mark, fingerprint)
         _swap(client, everything, mark, is_replacing=is_replacing, max_changes=max_changes)
     finally:  # after the swap there are none
-        for staged in everything:
-            client.unlink(*staged.parts)
+        with suppress(RedisError, OSError, *NO_PRIMARY):  # it expires
+            for staged in everything:
+                client.unlink(*staged.parts)
     return {staged.content.namespace: staged.version for staged in everything}
 
 
@@ -171,7 +175,13 @@ def _swap(
             arguments += [str(staged.before), str(staged.version), str(int(is_replacing))]
             sizes = (staged.num_documents, staged.num_chunks, staged.num_bytes)
             arguments += [str(size) for size in sizes]
-        outcome, *place = client.register_script(SWAP)(keys=keys, args=arguments)
+        try:
+            outcome, *place = client.register_script(SWAP)(keys=keys, args=arguments)
+        except (RedisError, OSError, *NO_PRIMARY) as error:
+            if not done:
+                raise
+            kept = ", ".join(map(repr, done))
+            raise StoreError(f"{kept} restored, and then it broke off: {error}") from error
         if outcome != b"done":
             name = group[int(place[0])].content.namespace
             if outcome == b"full" and not done:

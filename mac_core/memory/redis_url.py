@@ -59,6 +59,8 @@ def public_name(url: str) -> str:
     """The URL without user, password and options; of any text, so that an error can show it."""
     scheme, separator, rest = url.partition("://")
     # From the last `@`: a password that was not percent-encoded can hold anything.
+    if "@" in rest.partition("?")[2]:  # of an option, or of such a password: who knows
+        return f"{scheme}{separator}..."
     return scheme + separator + rest.rpartition("@")[2].partition("?")[0]
 
 

@@ -125,7 +125,8 @@ async def delete_documents(
     """Forget every document that has all of `metadata.KEY=VALUE`, in one durable write.
 
     Without any filter it is refused. In order with what this server was sent before; with several
-    servers, what another one writes at the same moment may or may not be among them.
+    servers, what another one writes at the same moment may or may not be among them. Questions
+    wait while it is done. After a 503 send it again: a Redis may have done it and not said so.
     """
     result = await outcome(engine.remove_matching(query.filter(), namespace=query.namespace))
     return DocumentsRemoved(removed=len(result.removed_ids), bank_version=result.bank_version)

@@ -430,6 +430,22 @@ def serve() -> Iterator[Callable[[str], Engine]]:
         engine.close(now=True)
 
 
+def test_a_document_whose_codebook_is_gone_is_learned_anew_when_it_comes_again(
+    url: str, model: TokenModel, serve: Any
+) -> None:
+    with closing(open_store(url, fingerprint=FINGERPRINT)) as store:
+        write(store, model, NAMES[:2])
+        made_smaller(store, model, "codebook:32")
+        store.delete("default", own_ids(store, "default"))
+    engine = serve(url)
+    assert engine.status().num_corrupt == 2
+    question = Question(text="What is the code of vault 1?")
+    assert outcome(engine.ask(question)).sources == ()
+    document = Document(id="d1", text=text_of("d1"))
+    assert [outcome(engine.add([document]))[0].status for _ in range(2)] == ["updated", "unchanged"]
+    assert outcome(engine.ask(question)).text == "Alpha1"
+
+
 @pytest.mark.parametrize("setting", EVERY)
 def test_a_compacted_bank_answers_with_spans_that_spell_the_answer(
     url: str, model: TokenModel, serve: Any, setting: str

@@ -10,9 +10,11 @@ import torch
 
 from mac_core.config import ConfidenceConfig, ConfidenceWeights
 from mac_core.engine.confidence import Judged
+from mac_core.engine.newer import newer_first
 from mac_core.engine.readings import MIN_SHARE, Reading, readings_of, surest
+from mac_core.engine.selecting import Selecting
 from mac_core.errors import InvalidInput
-from mac_core.memory.bank import Selected
+from mac_core.memory.bank import MemoryBank, Selected
 from mac_core.types import Document, Question
 from tests.unit.engine.conftest import Bench, MakeBench
 from tests.unit.engine.fakes import CONFIG, FakeModel
@@ -69,6 +71,18 @@ def test_one_reading_is_what_was_selected_untouched() -> None:
 def test_what_selection_finds_unlikely_is_not_read(share: float, is_read: bool) -> None:
     selected = two(log(1.0 - share), log(share))
     assert len(readings_of(0, selected, together=1)) == 1 + is_read
+
+
+def test_asking_for_more_readings_gives_no_fewer() -> None:
+    alike = [chosen(str(number), 1.0, None) for number in range(8)]
+    falling = [chosen(str(n), s, None) for n, s in enumerate((0.0, -0.9, -1.3, -1.5, -1.6))]
+    for selected in (alike, falling):
+        counts = [
+            len(readings_of(0, selected[:number], together=1))
+            for number in range(1, len(selected) + 1)
+        ]
+        assert counts == sorted(counts)
+    assert len(readings_of(0, alike[:3], together=1)) == 3
 
 
 def test_the_likeliest_answer_is_given_and_selection_decides_between_equals() -> None:
@@ -139,6 +153,33 @@ def test_questions_of_a_batch_keep_their_own_readings(make_bench: MakeBench) -> 
     assert [(a.text, a.usage) for a in together] == [(a.text, a.usage) for a in alone]
 
 
+def test_readings_that_do_not_fit_together_are_made_one_after_another(
+    make_bench: MakeBench,
+) -> None:
+    model = overlap_decides()
+    bench = make_bench(model=model)
+    bench.learn(MAYOR, RIVER)
+
+    def too_much(questions: list[str]) -> None:
+        if len(questions) > 1:
+            raise MemoryError
+
+    model.on_answer = too_much
+    answer = bench.ask(ASK, mode="memory", num_readings=2)
+    assert [source.id for source in answer.sources] == ["river"]
+    assert answer.usage.prefix_tokens == 2 * bench.ask(ASK, mode="memory").usage.prefix_tokens
+
+
+def test_no_more_is_read_than_was_asked_for(make_bench: MakeBench) -> None:
+    """What was selected in another mode, for an oracle, may be more than one reading takes."""
+    model = overlap_decides()
+    selecting = Selecting(model, MemoryBank(model.config.selection))
+    selected = [chosen(name, 1.0, None) for name in "abcd"]
+    for number in (1, 2):
+        question = Question(text=ASK, mode="text", num_readings=number)
+        assert len(selecting.readings([question], [selected])) == number
+
+
 @pytest.mark.parametrize("number", [0, -1])
 def test_no_reading_is_not_a_number_of_readings(bench: Bench, number: int) -> None:
     with pytest.raises(InvalidInput, match="num_readings"):
@@ -147,8 +188,6 @@ def test_no_reading_is_not_a_number_of_readings(bench: Bench, number: int) -> No
 
 def test_an_older_rival_is_never_read_apart(make_bench: MakeBench) -> None:
     """Without the newer one beside it, it would answer with what is no longer true."""
-    from mac_core.engine.newer import newer_first
-
     selected = [
         chosen("old", 9.0, OLD),
         chosen("new", 8.9, NEW),

@@ -130,7 +130,9 @@ def test_a_socket_is_a_server(tmp_path: Path, make_record: MakeRecord) -> None:
 
 def test_a_public_name_has_no_user_password_or_options() -> None:
     assert public_name("rediss://u:p@h:1/2?password=x") == "rediss://h:1/2"
-    assert public_name("redis://:p/a?s#s@h:1/2") == "redis://h:1/2"
+    assert public_name("redis://:p/as#s@h:1/2") == "redis://h:1/2"
+    assert public_name("redis://:p/a?s#s@h:1/2") == "redis://..."
+    assert public_name("redis://h:1/2?password=se@cret") == "redis://..."
     assert public_name("unix:///run/redis.sock?password=x") == "unix:///run/redis.sock"
 
 

@@ -51,6 +51,16 @@ def test_an_exported_file_has_the_mode_of_any_other(data_dir: Path, tmp_path: Pa
     other.touch()
     assert run("bank", "export", "--data-dir", data_dir, "--out", out).exit_code == 0
     assert out.stat().st_mode == other.stat().st_mode
+    out.chmod(0o600)
+    (tmp_path / "link").symlink_to(out)
+    link = tmp_path / "link"
+    assert run("bank", "export", "--data-dir", data_dir, "--out", link).exit_code == 0
+    assert (link.is_symlink(), out.stat().st_mode & 0o777) == (True, 0o600)
+
+
+def test_an_export_to_what_is_no_file_writes_to_it(data_dir: Path) -> None:
+    assert run("bank", "export", "--data-dir", data_dir, "--out", "/dev/null").exit_code == 0
+    assert Path("/dev/null").is_char_device()
 
 
 def test_an_export_of_nothing_names_it(data_dir: Path) -> None:

@@ -6,13 +6,12 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import Future
-from types import SimpleNamespace
 from typing import Any
 
 import httpx
 import pytest
 
-from mac_core.errors import CorruptRecord, NotReady, Overloaded, StoreError
+from mac_core.errors import CorruptRecord, EngineFailed, NotReady, Overloaded, StoreError
 from mac_core.types import Document, DocumentResult
 from server.bulk import MAX_IN_FLIGHT, MAX_IN_FLIGHT_BYTES, BulkAdd
 from server.dependencies import ClientGone
@@ -207,9 +206,6 @@ class Hands:
         self.added.append(Future())
         return self.added[-1]
 
-    def status(self) -> SimpleNamespace:
-        return SimpleNamespace(state=self.state)
-
     def resolve(self, index: int, error: Exception | None = None) -> None:
         result = DocumentResult(
             id=str(index),
@@ -345,6 +341,19 @@ async def test_a_server_that_stops_tells_a_silent_client_where_to_go_on() -> Non
         (2, "inserted", None, None),
         (3, "stopped", "not_ready", 2),
     ]
+
+
+async def test_a_failed_engine_stops_the_stream_at_the_first_line_it_took_with_it() -> None:
+    hands = Hands()
+    task = hands.start()
+    hands.push(lines(4))
+    await settle()
+    hands.resolve(0)
+    hands.state = "failed"
+    for index in (1, 2, 3):
+        hands.resolve(index, EngineFailed("the engine thread died"))
+    await asyncio.wait_for(task, 5)
+    assert hands.outcomes()[-1] == (2, "stopped", "engine_failed", None)
 
 
 async def test_a_stream_that_was_learned_to_its_end_did_not_stop() -> None:
