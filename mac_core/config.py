@@ -232,9 +232,9 @@ class IndexConfig:
     kind: Literal["exact", "flat", "ivf", "hnsw"] = "exact"
     min_chunks: int = 50_000  # in a smaller bank every key is looked at: that is as quick
     probes: int = 32  # ivf: cells looked at
-    links: int = 16  # hnsw: of a chunk to others
+    links: int = 32  # hnsw: of a chunk to others
     ef_construction: int = 64  # hnsw: breadth of the search for them
-    ef_search: int = 128  # hnsw: breadth of the search for a question's
+    ef_search: int = 256  # hnsw: breadth of the search for a question's
     max_removed_share: float = 0.05  # of the index, before it is built anew; in [0, 1)
     directory: str | None = None  # where built ones are kept for the next start; None: nowhere
 
