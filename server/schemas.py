@@ -66,9 +66,9 @@ def _encodable(value: str) -> str:
 
 
 def _addressable(value: str) -> str:
-    # Clients take `/documents/a/../b` for `/documents/b`, percent-encoded or not.
-    if {".", ".."} & set(value.split("/")):
-        raise ValueError("holds `.` or `..` between slashes, which no URL can name")
+    # Clients take `/documents/..` for `/`, and dots have no other spelling. `../a` has: `..%2Fa`.
+    if value in (".", ".."):
+        raise ValueError("`.` or `..`, which no URL can name")
     return value
 
 
@@ -101,7 +101,8 @@ DocumentId = Annotated[
         max_length=256,
         pattern=r"^[^\x00-\x1f\x7f]+$",
         examples=["guide/1"],
-        description="no `.` or `..` between slashes: clients resolve them in a URL",
+        description="not `.` or `..`: clients resolve them in a URL, and between slashes that are "
+        "not percent-encoded, too",
     ),
 ]
 MetadataEntry = (

@@ -110,9 +110,10 @@ def test_an_import_is_known_at_the_next_question_and_repeated_without_change(
         for _ in range(2)
     ]
     assert [run.counts for run in runs] == [
-        {"inserted": 4, "failed": 1},
-        {"unchanged": 4, "failed": 1},
+        {"inserted": 4},
+        {"unchanged": 4},
     ]
+    assert [run.num_unread for run in runs] == [1, 1]
     question = {"question": "What does the vault of Ghent hold?", "namespace": "import"}
     answer = client.post("/ask", json=question).raise_for_status().json()
     assert answer["sources"][0]["id"] == (tmp_path / "page.html").as_posix()

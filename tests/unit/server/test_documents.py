@@ -1,6 +1,7 @@
 """`/documents` and `/namespaces` over a fake engine."""
 
 from concurrent.futures import Future
+from urllib.parse import unquote
 
 import httpx
 import pytest
@@ -215,18 +216,19 @@ async def test_an_engine_error_is_its_row_of_the_table(
     assert ("retry-after" in response.headers) == (code == "store_unavailable")
 
 
-@pytest.mark.parametrize("name", [".", "..", "a/..", "./a", "a/./b"])
+@pytest.mark.parametrize("name", [".", ".."])
 async def test_an_id_that_no_url_can_name_is_422(client: httpx.AsyncClient, name: str) -> None:
     response = await client.post("/documents", json={"id": name, "text": TEXT})
     assert response.status_code == 422
     assert "no URL can name" in response.json()["detail"]
 
 
-@pytest.mark.parametrize("name", ["...", "a..b", ".a", "a/.b/c."])
+@pytest.mark.parametrize("name", ["...", "a..b", ".a", "a/.b/c.", "..%2Fa"])
 async def test_dots_in_an_id_are_fine_otherwise(client: httpx.AsyncClient, name: str) -> None:
-    assert (await client.post("/documents", json={"id": name, "text": TEXT})).status_code == 201
+    body = {"id": unquote(name), "text": TEXT}
+    assert (await client.post("/documents", json=body)).status_code == 201
     found = await client.get(f"/documents/{name}")
-    assert (found.status_code, found.json()["id"]) == (200, name)
+    assert (found.status_code, found.json()["id"]) == (200, unquote(name))
 
 
 async def test_a_full_queue_is_429_and_says_when_to_retry(
