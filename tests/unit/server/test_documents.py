@@ -6,7 +6,14 @@ from urllib.parse import unquote
 import httpx
 import pytest
 
-from mac_core.errors import BankFull, CorruptRecord, EngineFailed, Overloaded, StoreError
+from mac_core.errors import (
+    BankFull,
+    CorruptRecord,
+    EngineFailed,
+    ForeignRecord,
+    Overloaded,
+    StoreError,
+)
 from mac_core.types import Document, DocumentResult
 from tests.unit.server.fakes import FakeEngine
 
@@ -199,6 +206,7 @@ async def test_a_batch_of_which_the_store_took_nothing_is_503(
     ("error", "status", "code"),
     [
         (StoreError("the disk is full"), 503, "store_unavailable"),
+        (ForeignRecord("record 'a' is another model's"), 503, "foreign_record"),
         (CorruptRecord("record 'a' fails its checksum"), 503, "corrupt_record"),
         (EngineFailed("secret internals"), 500, "engine_failed"),
         (RuntimeError("secret internals"), 500, "internal_error"),
