@@ -122,7 +122,11 @@ class StoreError(MacError):
 
 
 class CorruptRecord(StoreError):
-    """A stored record fails its checksum or does not parse."""
+    """A stored record fails its checksum or does not parse; which, where a store has read it."""
+
+    def __init__(self, message: str, *, document_id: str = "") -> None:
+        super().__init__(message)
+        self.document_id = document_id
 
 
 class ForeignRecord(StoreError):

@@ -302,7 +302,7 @@ class EngineStatus:
     store_state: Literal["unknown", "open", "away"] = "unknown"  # away: asks go on from the bank
     lag_versions: int = 0  # of the namespace that is furthest behind
     namespaces: tuple[NamespaceStatus, ...] = ()  # by name; the default one is always there
-    num_corrupt: int = 0  # records that were met and left out since the start
+    num_corrupt: int = 0  # records met and left out, not written anew or removed since
     lag_s: float = 0.0  # for how long the bank has not been known to equal the store
     tier_bytes: Mapping[str, int] = field(default_factory=dict)  # by tier: device, ram, disk
     jobs: Mapping[JobState, int] = field(default_factory=dict)  # by state, when last looked at

@@ -133,7 +133,7 @@ class _EngineGauges(Collector):
                 ("mac_documents_waiting", "Documents queued.", status.queued_documents),
                 (
                     "mac_corrupt_records",
-                    "Records that were met and left out since the start.",
+                    "Records met and left out, and not written anew or removed since.",
                     status.num_corrupt,
                 ),
                 (

@@ -255,7 +255,9 @@ class Readiness(BaseModel):
     )
     namespace_lag_versions: dict[str, int] = Field(description="the same by namespace")
     lag_s: float = Field(description="for how long the bank has not been known to equal the store")
-    corrupt_records: int = Field(description="met and left out since the start")
+    corrupt_records: int = Field(
+        description="met and left out, and not written anew or removed since"
+    )
     queued_questions: int
     queued_documents: int
     queued_jobs: int = Field(description="jobs of all servers that wait for a worker")

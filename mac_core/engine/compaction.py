@@ -42,12 +42,14 @@ class CompactionReport:
     bytes_before: int
     bytes_after: int
     codebook_bytes: int  # shared by all; 0: no codebook
+    has_new_codebook: bool = False  # made by this run, so that its bytes are more than there were
     num_corrupt: int = 0  # left as they are
 
     def sentence(self, *, is_dry_run: bool) -> str:
         """For whoever ran the command."""
         would = "would be " if is_dry_run else ""
         book = f" and a codebook of {self.codebook_bytes:,}" if self.codebook_bytes else ""
+        book += " that was there" if book and not self.has_new_codebook else ""
         return (
             f"{self.namespace}: {self.num_rewritten} of {self.num_documents} documents "
             f"{would}rewritten, {self.bytes_before:,} bytes of modulations {would}"
@@ -59,7 +61,8 @@ class CompactionReport:
     @property
     def is_larger(self) -> bool:
         """Whether the namespace takes more than before: few documents do not pay for a codebook."""
-        return self.bytes_after + self.codebook_bytes > self.bytes_before
+        added = self.codebook_bytes if self.has_new_codebook else 0
+        return self.bytes_after + added > self.bytes_before
 
 
 Advance = Callable[[int], None]
@@ -118,9 +121,9 @@ class _Run:
         self._num_head = frame_head(model.layout)
 
     def compact(self, namespace: str) -> CompactionReport:
-        codebook = None
+        codebook, is_new = None, False
         if self._compaction.method == "codebook":
-            codebook = self._codebook(namespace)
+            codebook, is_new = self._codebook(namespace)
         num_documents = num_rewritten = before = after = 0
         corrupt = list[CorruptRecord]()
         records = self._documents(namespace, skip=corrupt.append)
@@ -144,6 +147,7 @@ class _Run:
             bytes_before=before,
             bytes_after=after,
             codebook_bytes=0 if codebook is None else codebook.num_bytes,
+            has_new_codebook=is_new,
             num_corrupt=len(corrupt),
         )
 
@@ -163,20 +167,23 @@ class _Run:
         found = takewhile(lambda record: record.version <= last, records)
         return (record for record in found if not is_own_id(record.id))
 
-    def _codebook(self, namespace: str) -> Codebook | None:
-        """The namespace's own of that size, else one trained on it; None: nothing to code."""
+    def _codebook(self, namespace: str) -> tuple[Codebook | None, bool]:
+        """The namespace's own of that size, else one trained on it, and whether it was trained.
+
+        None: nothing to code.
+        """
         sample = sampled_slots(self._documents(namespace))
         if not len(sample):
-            return None
+            return None, False
         num_parts = self._compaction.num_parts(sample.shape[1])
         for codebook in stored_codebooks(self._store, namespace):
             if (codebook.num_parts, codebook.width) == (num_parts, sample.shape[1]):
-                return codebook
+                return codebook, False
         trained = train_codebook(sample, num_parts=num_parts)
         if not self._is_dry_run:
             record = codebook_record(trained, namespace=namespace, now=time.time())
             self._store.put(namespace, [record])
-        return trained
+        return trained, True
 
 
 def sampled_slots(records: Iterator[DocumentRecord]) -> Tensor:

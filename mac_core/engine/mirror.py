@@ -39,11 +39,16 @@ class Mirror:
     ) -> None:
         self._model = model
         self._observer = observer
-        self.num_corrupt = 0  # records that were met and left out since the start
+        self._left_out: dict[str, set[str]] = {}  # ids of corrupt records, by namespace
         self._store = store
         self._bank = bank
         self._codebooks = Codebooks(store)
         self.next_expiry = float("inf")  # seconds since the epoch
+
+    @property
+    def num_corrupt(self) -> int:
+        """Records that were met, and were not written anew or removed since. Any thread."""
+        return sum(len(ids) for ids in list(self._left_out.values()))
 
     def load(self) -> None:
         """Read every namespace of the store into the bank; a corrupt record is left out.
@@ -56,7 +61,10 @@ class Mirror:
 
     def reload(self, namespace: str) -> None:
         """Read one namespace anew, in place of what the bank has of it. Raises as `load`."""
-        records = self._store.scan(namespace, skip=self.note_corrupt)
+        self._left_out.pop(namespace, None)
+        records = self._store.scan(
+            namespace, skip=lambda error: self.note_corrupt(namespace, error.document_id)
+        )
         version = self._store.version(namespace)
         held = {entry.document_id for entry in self._bank.view(namespace).entries}
         self._bank.apply(namespace, version, list(held), (), is_part=True)
@@ -69,35 +77,35 @@ class Mirror:
 
     def _bound(self, namespace: str, records: Iterable[DocumentRecord]) -> Iterator[DocumentRecord]:
         """Those that can be unpacked: one whose codebook is corrupt is as corrupt itself."""
-        num_lost = 0
+        left_out = list[str]()
         lost = set[str]()  # codebooks; looked for once a reading
         for record in records:
             wanted = {part.stored.encoding.codebook_id for part in record.chunks}
             if lost & wanted:
-                num_lost += 1
+                left_out.append(record.id)
                 continue
             try:
                 bound = self._codebooks.bound(record)
             except CorruptRecord:
                 lost |= {name for name in wanted if name is not None}
-                num_lost += 1
+                left_out.append(record.id)
                 continue
             yield bound
-        if num_lost:
-            self._note_lost(namespace, num_lost)
+        if left_out:
+            self._note_lost(namespace, left_out)
 
-    def _note_lost(self, namespace: str, num_documents: int) -> None:
-        self.num_corrupt += num_documents
+    def _note_lost(self, namespace: str, ids: Sequence[str]) -> None:
+        self._left_out.setdefault(namespace, set()).update(ids)
         self._observer.count_store_error("corrupt")
         logger.error(
             "%d documents of namespace %r are left out because their codebook cannot be read; "
             "`mac bank reindex --all` makes them anew",
-            *(num_documents, namespace),
+            *(len(ids), namespace),
         )
 
-    def note_corrupt(self, error: CorruptRecord) -> None:
+    def note_corrupt(self, namespace: str, document_id: str) -> None:
         """Go on without a record. Ids are not logged: `mac bank verify` says which one it is."""
-        self.num_corrupt += 1
+        self._left_out.setdefault(namespace, set()).add(document_id)
         self._observer.count_store_error("corrupt")
         logger.error("a record is corrupt and left out: `mac bank verify` names it")
 
@@ -111,12 +119,14 @@ class Mirror:
     ) -> None:
         """Publish what this process has just made durable; `keys` by record."""
         self._bank.apply(namespace, version, removed_ids, records, keys)
+        if namespace in self._left_out:
+            self._left_out[namespace].difference_update(removed_ids, [r.id for r in records])
         self._expect_expiry(records)
 
     def dropped(self, namespace: str, version: int) -> None:
         """Publish that this process has just deleted a namespace."""
-        entries = self._bank.view(namespace).entries
-        self.wrote(namespace, version, list({entry.document_id for entry in entries}), (), ())
+        held = {entry.document_id for entry in self._bank.view(namespace).entries}
+        self.wrote(namespace, version, [*held, *self._left_out.get(namespace, ())], (), ())
 
     def keys_of(self, record: DocumentRecord) -> list[AggregationKeys]:
         return [self._model.aggregation_keys(part.stored.unpack()) for part in record.chunks]
@@ -168,8 +178,9 @@ class SharedMirror(Mirror):
         return {namespace: head.version for namespace, head in dict(self._heads).items()}
 
     def marks(self, namespace: str) -> Mapping[str, str]:
-        """Of the documents held, by id."""
-        return dict(self._marks.get(namespace, {}))
+        """Of the documents held, by id; empty for one that is left out as corrupt."""
+        left_out = self._left_out.get(namespace, set()).copy()
+        return dict.fromkeys(left_out, "") | self._marks.get(namespace, {})
 
     def load(self) -> None:
         for namespace in self._shared.feed.heads():
@@ -208,7 +219,9 @@ class SharedMirror(Mirror):
         except StoreError:
             self._observer.count_store_error("follow")
 
-    def stage(self, fetched: Sequence[FetchedRecord], staged: dict[str, Staged]) -> None:
+    def stage(
+        self, namespace: str, fetched: Sequence[FetchedRecord], staged: dict[str, Staged]
+    ) -> None:
         """Make tensors of what came over the wire; a corrupt record is left out.
 
         Raises:
@@ -217,13 +230,13 @@ class SharedMirror(Mirror):
         for item in fetched:
             try:
                 record = item.decode()
-            except CorruptRecord as error:
-                self.note_corrupt(error)
+            except CorruptRecord:
+                self.note_corrupt(namespace, item.id)
                 continue
             try:
                 record = self._codebooks.bound(record)
             except CorruptRecord:
-                self._note_lost(record.namespace, 1)
+                self._note_lost(namespace, [item.id])
                 continue
             staged[item.id] = Staged(
                 version=item.version, mark=item.mark, record=record, keys=self.keys_of(record)
@@ -234,12 +247,16 @@ class SharedMirror(Mirror):
         if self.head(namespace) != delta.after:
             return False
         added = [staged[name] for name in delta.written if name in staged]
-        removed = {*delta.removed_ids, *(delta.written.keys() - staged.keys())}
+        missing = delta.written.keys() - staged.keys()  # corrupt, or gone since
+        corrupt = missing & self._left_out.get(namespace, set())
+        removed = {*delta.removed_ids, *missing}
         if delta.is_reload:
-            removed |= self._marks.get(namespace, {}).keys()
+            removed |= self.marks(namespace).keys()
         records = [item.record for item in added]
         keys = [item.keys for item in added]
         super().wrote(namespace, delta.head.version, tuple(removed), records, keys)
+        if corrupt:
+            self._left_out.setdefault(namespace, set()).update(corrupt)
         self._advance(namespace, delta.head, removed)
         self._marks[namespace].update((item.record.id, item.mark) for item in added)
         return True
@@ -314,7 +331,7 @@ def _stage(
         fetched = feed.fetch(namespace, part)
 
         def work(fetched: Sequence[FetchedRecord] = fetched) -> bool:
-            mirror.stage(fetched, staged)
+            mirror.stage(namespace, fetched, staged)
             return False
 
         on_engine(work)

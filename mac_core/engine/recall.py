@@ -14,6 +14,7 @@ from torch import Tensor
 from mac_core.config import IndexConfig, SelectionConfig
 from mac_core.errors import CorruptRecord, InvalidInput
 from mac_core.memory.bank import BankView, MemoryBank
+from mac_core.memory.codebook_records import is_own_id
 from mac_core.memory.dense_index import DenseIndex, nearest
 from mac_core.memory.faiss_index import FaissIndex
 from mac_core.memory.index import exact_cosines
@@ -128,6 +129,8 @@ def load_view(
     """
     bank: MemoryBank | None = None
     for record in store.scan(namespace, skip=skip):
+        if is_own_id(record.id):
+            continue
         if bank is None:
             d_key = len(record.chunks[0].stored.selection_key)
             bank = MemoryBank(SelectionConfig(d_key=d_key))

@@ -100,17 +100,20 @@ def record_of(namespace: str, row: Row, fingerprint: Fingerprint | None) -> Docu
     """
     name = _name(namespace, row.id)
     try:
-        header = row.header.decode("ascii")
+        return decode_record(
+            row.header.decode("ascii"),
+            row.payload,
+            fingerprint=fingerprint,
+            version=row.stamp.version,
+            created_at=row.stamp.created_at,
+            name=name,
+        )
     except UnicodeDecodeError as error:
-        raise CorruptRecord(f"{name}: its header is not JSON: {error}") from error
-    return decode_record(
-        header,
-        row.payload,
-        fingerprint=fingerprint,
-        version=row.stamp.version,
-        created_at=row.stamp.created_at,
-        name=name,
-    )
+        raise CorruptRecord(
+            f"{name}: its header is not JSON: {error}", document_id=row.id
+        ) from error
+    except CorruptRecord as error:
+        raise CorruptRecord(str(error), document_id=row.id) from error
 
 
 def info_of(namespace: str, row: Row) -> DocumentInfo:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from mac_core.errors import CorruptRecord
 from mac_core.memory.record_format import decode_record
 from mac_core.memory.records import DocumentRecord, canonical_json
 from mac_core.memory.sqlite_schema import metadata_of
@@ -44,9 +45,17 @@ def record_of(
 ) -> DocumentRecord:
     _, document_id, version, created_at, header, payload = row
     name = f"document {document_id!r} of namespace {namespace!r}"
-    return decode_record(
-        header, payload, fingerprint=fingerprint, version=version, created_at=created_at, name=name
-    )
+    try:
+        return decode_record(
+            header,
+            payload,
+            fingerprint=fingerprint,
+            version=version,
+            created_at=created_at,
+            name=name,
+        )
+    except CorruptRecord as error:
+        raise CorruptRecord(str(error), document_id=document_id) from error
 
 
 def info_of(namespace: str, row: Sequence[Any]) -> DocumentInfo:

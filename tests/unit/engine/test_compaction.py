@@ -408,6 +408,20 @@ def test_a_codebook_that_takes_more_than_it_saves_is_named(
     )
 
 
+def test_a_codebook_that_was_there_already_costs_nothing_more(
+    url: str, opened: Any, model: TokenModel
+) -> None:
+    store = opened(url)
+    write(store, model, NAMES[:1])
+    first = made_smaller(store, model, "codebook:32")
+    write(store, model, NAMES[1:2])
+    second = made_smaller(store, model, "codebook:32")
+    assert (first.is_larger, second.is_larger) == (True, False)
+    assert second.codebook_bytes > second.bytes_before - second.bytes_after > 0
+    assert "that was there" in second.sentence(is_dry_run=False)
+    assert "more than it saves" not in second.sentence(is_dry_run=False)
+
+
 # Serving.
 
 

@@ -15,8 +15,12 @@ from redis import Redis
 from mac_core.config import EngineConfig
 from mac_core.engine import Engine
 from mac_core.engine.maintenance import create_snapshot, verify_bank
+from mac_core.engine.mirror import SharedMirror
+from mac_core.engine.ports import SilentObserver
 from mac_core.errors import CorruptRecord, StoreError
+from mac_core.memory.bank import MemoryBank
 from mac_core.memory.opening import open_store, url_of_directory
+from mac_core.memory.redis_store import RedisStore
 from mac_core.memory.sqlite_store import DATABASE
 from mac_core.types import Answer, Document, DocumentResult, Fingerprint, Question
 from tests.unit.engine.conftest import outcome
@@ -115,6 +119,7 @@ def test_a_corrupt_record_is_left_out_and_its_neighbours_are_served(bank: Bank, 
             "document '2' of namespace 'default'"
         ]
         assert outcome(engine.remove(["2"])).removed_ids == ("2",)
+        assert engine.status().num_corrupt == 0
         assert learn(engine, "2")[0].status == "inserted"
         assert ask(engine, "2").text == "Code2"
     finally:
@@ -129,7 +134,9 @@ def test_a_document_that_comes_again_takes_its_corrupt_records_place(bank: Bank,
     bank.flip(part, "2")
     engine = bank.start()
     try:
+        assert engine.status().num_corrupt == 1
         assert [result.status for result in learn(engine, "1", "2")] == ["unchanged", "updated"]
+        assert engine.status().num_corrupt == 0
         assert ask(engine, "2").text == "Code2"
         assert [result.status for result in learn(engine, "2")] == ["unchanged"]
     finally:
@@ -156,6 +163,73 @@ def test_a_replica_goes_on_over_a_record_that_came_corrupt(redis_url: str, tmp_p
         finally:
             engine.close(now=True)
             writer.close()
+
+
+def test_a_deleted_namespace_has_no_corrupt_record(bank: Bank) -> None:
+    engine = bank.start()
+    learn(engine, "1", "2")
+    engine.close()
+    bank.flip("payload", "2")
+    engine = bank.start()
+    try:
+        outcome(engine.delete_namespace("default"))
+        assert engine.status().num_corrupt == 0
+    finally:
+        engine.close(now=True)
+
+
+@pytest.mark.parametrize("is_healed", [True, False])
+def test_a_replica_counts_no_record_that_another_server_has_healed_or_removed(
+    redis_url: str, tmp_path: Path, is_healed: bool
+) -> None:
+    with closing(Redis.from_url(redis_url)) as client:
+        bank = Bank(redis_url, tmp_path, in_redis(client))
+        engine = bank.start()
+        learn(engine, "1", "2")
+        engine.close()
+        writer = open_store(redis_url, fingerprint=FINGERPRINT)
+        records = list(writer.scan("default"))
+        bank.flip("payload", "2")
+        engine = bank.start()
+        try:
+            assert engine.status().num_corrupt == 1
+            if is_healed:
+                writer.put("default", records[1:])
+            else:
+                writer.delete("default", ["2"])
+            outcome(engine.ask(Question(text="Which?", min_version=2)))
+            assert engine.status().num_corrupt == 0
+        finally:
+            engine.close(now=True)
+            writer.close()
+
+
+def test_a_corrupt_record_that_went_while_nobody_followed_is_not_counted(
+    redis_url: str, tmp_path: Path
+) -> None:
+    with (
+        closing(Redis.from_url(redis_url)) as client,
+        closing(RedisStore(redis_url, fingerprint=FINGERPRINT)) as store,
+        closing(RedisStore(redis_url, fingerprint=FINGERPRINT)) as writer,
+    ):
+        bank = Bank(redis_url, tmp_path, in_redis(client))
+        engine = bank.start()
+        learn(engine, "1", "2")
+        engine.close()
+        bank.flip("payload", "2")
+        model = FakeModel()
+        mirror = SharedMirror(
+            model=model,
+            store=store,
+            bank=MemoryBank(model.config.selection),
+            observer=SilentObserver(),
+        )
+        mirror.load()
+        assert mirror.num_corrupt == 1
+        writer.delete("default", ["2"])
+        client.delete("mac:{default}:changes")  # so that documents are compared
+        mirror.reload("default")
+        assert mirror.num_corrupt == 0
 
 
 def test_another_models_store_is_refused_with_the_way_out(bank: Bank) -> None:

@@ -8,11 +8,14 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from mac_core.config import IndexConfig
 from mac_core.engine.recall import recall_of_store
 from mac_core.errors import InvalidInput
+from mac_core.memory.codebook import Codebook
+from mac_core.memory.codebook_records import codebook_record
 from mac_core.memory.opening import open_store
 from mac_core.memory.sqlite_store import DATABASE
 from server.cli import app
@@ -56,6 +59,16 @@ def test_a_corrupt_record_is_left_out_and_counted(directory: Path) -> None:
     )
     assert (report.chunks, report.num_corrupt) == (299, 1)
     assert "1 corrupt records left out" in report.to_text()
+
+
+def test_a_codebook_is_no_document_to_ask(tmp_path: Path) -> None:
+    """It is the first record of a bank that was compacted by it, and has no chunks."""
+    codebook = Codebook(centroids=torch.zeros(1, 256, 4))
+    with closing(open_store(f"sqlite:///{tmp_path}", fingerprint=FINGERPRINT)) as store:
+        store.put("default", [codebook_record(codebook, namespace="default", now=0.0)])
+        store.put("default", [_make_record(f"d{n}", f"text {n}") for n in range(9)])
+    report = recall_of_store(f"sqlite:///{tmp_path}", IndexConfig(kind="flat"), namespace="default")
+    assert (report.chunks, report.recall_at_8) == (9, 1.0)
 
 
 def test_an_empty_namespace_says_so(directory: Path) -> None:
