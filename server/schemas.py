@@ -130,8 +130,8 @@ class DocumentBody(Body):
     # An empty text is refused by the engine, see the head of this file.
     text: Text = Field(
         json_schema_extra={"minLength": 1},
-        description="the same text under the same id is `unchanged` and not learned again; any "
-        "difference, in whitespace too, is an update",
+        description="the same document under the same id is `unchanged` and not learned again; any "
+        "difference, in title, metadata or the text's whitespace too, is an update",
     )
     id: DocumentId | None = None
     title: Text | None = Field(default=None, max_length=512)
@@ -293,8 +293,9 @@ class AskBody(Body):
         default=None,
         ge=0,
         le=1024,
-        description="documents aggregated in modes memory and hybrid, 0: the whole bank; text "
-        "reads as many as the bundle's `text_top_k`",
+        description="chunks aggregated in modes memory and hybrid, 0: the whole bank. Not of the "
+        "texts in the prompt: in hybrid and text they are the bundle's `text_top_k`, "
+        "`model.config.selection.text_top_k` of /version",
     )
     num_readings: int | None = Field(
         default=None,

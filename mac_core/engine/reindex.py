@@ -48,7 +48,7 @@ def reindex(
     Args:
         bits: of each stored value.
         everything: what the present networks have made too: what was compacted is whole again, and
-            codebooks are gone.
+            codebooks, corrupt ones too, are gone.
         begin: told how many documents there are to do.
         advance: told how many more are done.
 
@@ -97,7 +97,8 @@ def _work(store_url: str, current: Fingerprint | None) -> dict[str, _Found]:
             due = [name for name in ids if made_by[name] not in (None, current)]
             found[info.namespace] = _Found(
                 ids=[name for name in due if not is_own_id(name)],
-                codebooks=[name for name in due if is_own_id(name)],
+                # A corrupt one as well, when nothing coded by it is left.
+                codebooks=[n for n in ids if is_own_id(n) and (n in due or current is None)],
             )
     return found
 

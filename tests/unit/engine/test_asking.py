@@ -80,6 +80,13 @@ def test_mode_none_reads_nothing(bench: Bench) -> None:
     assert (answer.sources, answer.usage.prefix_tokens, answer.bank_version) == ((), 0, 1)
 
 
+@pytest.mark.parametrize("top_k", [None, 0, 2])
+def test_top_k_is_not_of_the_texts_in_the_prompt(bench: Bench, top_k: int | None) -> None:
+    bench.learn(NORWAY, FRANCE)
+    assert CONFIG.selection.text_top_k == 1
+    assert len(bench.ask(ASK_FRANCE, mode="text", top_k=top_k).sources) == 1
+
+
 def test_top_k_bounds_what_is_aggregated_and_zero_is_the_whole_bank(bench: Bench) -> None:
     bench.learn(*(Document(id=f"d{i}", text=f"Fact {i} is number {i}.") for i in range(6)))
     assert bench.ask("fact", mode="memory", top_k=1).usage.prefix_tokens == 2

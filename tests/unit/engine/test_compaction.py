@@ -17,6 +17,7 @@ import torch
 from mac_core.config import EngineConfig, SelectionConfig
 from mac_core.engine import Engine, compaction
 from mac_core.engine.compaction import CompactionReport, compact
+from mac_core.engine.maintenance import verify_bank
 from mac_core.engine.mirror import Mirror
 from mac_core.engine.offline import amortize_chunks, cut_document
 from mac_core.engine.ports import SilentObserver
@@ -393,6 +394,25 @@ def test_a_corrupt_codebook_keeps_nothing_else_from_being_compacted(
     report = made_smaller(store, model, "codebook:32")
     assert (report.num_rewritten, report.num_corrupt) == (len(NAMES) - 3, 1)
     assert {entry.document_id for entry in mirrored(store, model).entries} == set(NAMES[3:])
+
+
+def test_a_corrupt_codebook_is_gone_when_all_of_the_bank_is_reindexed(
+    opened: Any, model: TokenModel, tmp_path: Path
+) -> None:
+    """Nobody else could remove it: no caller can name it."""
+    url = url_of_directory(tmp_path / "bank")
+    with closing(open_store(url, fingerprint=FINGERPRINT)) as store:
+        write(store, model)
+        made_smaller(store, model, "codebook:32")
+    with closing(sqlite3.connect(tmp_path / "bank" / DATABASE)) as database:
+        database.execute(
+            "UPDATE documents SET payload = zeroblob(9) WHERE id LIKE ?", (f"{PREFIX}%",)
+        )
+        database.commit()
+    assert reindex(url, model, bits=32, everything=True) == len(NAMES)
+    assert verify_bank(url).corrupt == ()
+    view = mirrored(opened(url), model)
+    assert {entry.document_id for entry in view.entries} == set(NAMES)
 
 
 def test_a_codebook_that_takes_more_than_it_saves_is_named(

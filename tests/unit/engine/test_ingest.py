@@ -53,11 +53,14 @@ def test_other_text_under_the_same_id_updates(bench: Bench) -> None:
     assert bench.ask("What is the capital of Norway?").text == "Oslo"
 
 
-def test_other_whitespace_is_another_text(bench: Bench) -> None:
-    bench.learn(Document(id="x", text=PARIS))
-    (result,) = bench.learn(Document(id="x", text=PARIS + "\n"))
-    assert result.status == "updated"
-    assert outcome(bench.engine.get_document("x", namespace="default")).text == PARIS + "\n"
+@pytest.mark.parametrize("name", ["x", None])
+@pytest.mark.parametrize("text", [PARIS + "\n", PARIS.replace(" ", "  ")])
+def test_other_whitespace_is_another_text(bench: Bench, text: str, name: str | None) -> None:
+    """Of the same document, also where its id is a hash, which does not tell them apart."""
+    (first,) = bench.learn(Document(id=name, text=PARIS))
+    (result,) = bench.learn(Document(id=name, text=text))
+    assert (result.id, result.status) == (first.id, "updated")
+    assert outcome(bench.engine.get_document(first.id, namespace="default")).text == text
 
 
 def test_duplicates_inside_one_batch_are_unchanged(bench: Bench) -> None:

@@ -148,6 +148,19 @@ def walk(node: object) -> Iterator[dict[str, Any]]:
         yield from walk(child)
 
 
+@pytest.mark.parametrize(
+    ("body", "field", "said"),
+    [
+        ("AskBody", "top_k", "in hybrid and text they are the bundle's `text_top_k`"),
+        ("DocumentBody", "text", "the text's whitespace too, is an update"),
+    ],
+)
+async def test_openapi_says_what_may_surprise(
+    openapi: dict[str, Any], body: str, field: str, said: str
+) -> None:
+    assert said in openapi["components"]["schemas"][body]["properties"][field]["description"]
+
+
 async def test_openapi_schemas_are_json_schema_and_every_reference_resolves(
     openapi: dict[str, Any],
 ) -> None:
