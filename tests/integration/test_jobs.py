@@ -39,6 +39,7 @@ def has_progress(client: httpx.Client, name: str) -> bool:
     return job(client, name)["state"] == "running" and bool(job(client, name)["results"])
 
 
+@pytest.mark.slow  # two starts of a server; `unit/engine/test_jobs.py` sees it in one process
 def test_a_job_killed_in_the_middle_is_finished_after_the_restart(
     tmp_path: Path, bundle: Path
 ) -> None:

@@ -1,8 +1,8 @@
 """Kill -9 while documents stream in: what was acknowledged is there afterwards, once.
 
-Default: one round on SQLite with 60 documents. With
-`pytest -m slow -s tests/integration/test_kill.py` one on Redis too, and ten rounds of each with
-1,000, each printing what was acknowledged, present and duplicate.
+`pytest -m slow -s tests/integration/test_kill.py`: for each store one round of 60 documents and ten
+of 1,000, each printing what was acknowledged, present and duplicate. By default
+`test_hundred_kills.py` kills a server with a tiny model twice.
 """
 
 from __future__ import annotations
@@ -208,7 +208,7 @@ def check(outcome: Round, *, num_documents: int) -> None:
     assert outcome.answer["sources"] != []
 
 
-@pytest.fixture(params=["sqlite", pytest.param("redis", marks=pytest.mark.slow)])
+@pytest.fixture(params=["sqlite", "redis"])
 def store_url(request: pytest.FixtureRequest) -> str | None:
     """None: SQLite in the data directory."""
     if request.param == "sqlite":
@@ -217,6 +217,7 @@ def store_url(request: pytest.FixtureRequest) -> str | None:
     return url
 
 
+@pytest.mark.slow
 def test_killed_server_keeps_what_it_acknowledged(
     tmp_path: Path, bundle: Path, store_url: str | None
 ) -> None:
