@@ -64,6 +64,7 @@ def test_bundle_holds_what_was_trained(options: MiniOptions, tmp_path: Path) -> 
 
 
 @pytest.mark.usefixtures("_tiny")
+@pytest.mark.slow  # half a minute on two old cores
 def test_run_starts_from_a_bundles_weights(options: MiniOptions, tmp_path: Path) -> None:
     train_mini(options)
     export_mini(options, tmp_path / "first", dtype="float32", calibration_questions=4)
@@ -82,6 +83,7 @@ def test_run_starts_from_a_bundles_weights(options: MiniOptions, tmp_path: Path)
 
 
 @pytest.mark.usefixtures("_tiny")
+@pytest.mark.slow  # half a minute on two old cores
 def test_recipe_draws_its_batches_of_mined_neighbours(
     options: MiniOptions, monkeypatch: pytest.MonkeyPatch
 ) -> None:
