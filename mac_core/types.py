@@ -278,10 +278,10 @@ class NamespaceStatus:
     """One namespace as an engine's bank has it; deleted ones keep their version."""
 
     namespace: str
-    bank_version: int
-    num_documents: int
-    num_chunks: int
-    num_bytes: int  # of modulations
+    bank_version: int = 0
+    num_documents: int = 0
+    num_chunks: int = 0
+    num_bytes: int = 0  # of modulations
     lag_versions: int = 0  # what the bank lacks of what others wrote, when last heard
 
 

@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 
 from mac_core.config import EngineConfig
 from mac_core.engine.batch_cap import BatchCap, is_out_of_memory
-from mac_core.engine.confidence import Judged, judge
+from mac_core.engine.confidence import Judged
 from mac_core.engine.learning import engine_failed
 from mac_core.engine.ports import AnsweringModel
-from mac_core.engine.readings import Reading, surest
+from mac_core.engine.readings import Reading, surest_answers
 from mac_core.engine.selecting import Selecting
 from mac_core.engine.tickets import QuestionTicket
 from mac_core.engine.validation import check_question
@@ -170,15 +170,11 @@ class Asking:
         generated = self._generate(rows, readings, requests, phases)
         for phase in PHASES:
             self._observer.observe_phase(phase, phases.seconds.get(phase, 0.0))
-        judged = [
-            judge(self._model.config.confidence, request, reading.selected, made)
-            for request, reading, made in zip(requests, readings, generated, strict=True)
-        ]
+        answers = surest_answers(self._model.config.confidence, readings, requests, generated)
         usages = _usages(len(rows), readings, generated)
-        chosen = [judged[number] for number in surest(readings, judged)]
         return [
             self._to_answer(row, answer, usage, phases)
-            for row, answer, usage in zip(rows, chosen, usages, strict=True)
+            for row, answer, usage in zip(rows, answers, usages, strict=True)
         ]
 
     def _generate(

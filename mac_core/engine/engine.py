@@ -172,7 +172,11 @@ class Engine:
         held = {view.namespace: _namespace_status(view, lags) for view in views}
         if bank is not None:
             empty = {DEFAULT_NAMESPACE, *lags} - held.keys()
-            held |= {name: _empty_status(name, lags) for name in empty}
+            # No view, and so no tensor, is made for these.
+            held |= {
+                name: NamespaceStatus(namespace=name, lag_versions=lags.get(name, 0))
+                for name in empty
+            }
         return EngineStatus(
             state=state,
             detail=detail or ("" if follower is None else follower.detail),
@@ -351,18 +355,6 @@ def _namespace_status(view: BankView, lags: Mapping[str, int]) -> NamespaceStatu
         num_chunks=view.num_chunks,
         num_bytes=view.num_bytes,
         lag_versions=lags.get(view.namespace, 0),
-    )
-
-
-def _empty_status(namespace: str, lags: Mapping[str, int]) -> NamespaceStatus:
-    """Of one that the bank holds nothing of: no view, and so no tensor, is made for it."""
-    return NamespaceStatus(
-        namespace=namespace,
-        bank_version=0,
-        num_documents=0,
-        num_chunks=0,
-        num_bytes=0,
-        lag_versions=lags.get(namespace, 0),
     )
 
 

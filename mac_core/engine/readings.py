@@ -15,8 +15,10 @@ from math import log, log1p
 
 import torch
 
-from mac_core.engine.confidence import Judged
+from mac_core.config import ConfidenceConfig
+from mac_core.engine.confidence import Judged, judge
 from mac_core.memory.bank import Selected
+from mac_core.networks.model import AnswerRequest, Generated
 
 # Of the prior of a reading and all before it, for it to be made; chosen on held-out train articles.
 MIN_SHARE = 0.2
@@ -58,6 +60,24 @@ def readings_of(place: int, selected: Sequence[Selected], *, together: int) -> l
             )
         )
     return made
+
+
+def surest_answers(
+    config: ConfidenceConfig,
+    readings: Sequence[Reading],
+    requests: Sequence[AnswerRequest],
+    generated: Sequence[Generated],
+) -> list[Judged]:
+    """Of each question, the answer to give.
+
+    Args:
+        requests, generated: by reading.
+    """
+    judged = [
+        judge(config, request, reading.selected, made)
+        for reading, request, made in zip(readings, requests, generated, strict=True)
+    ]
+    return [judged[number] for number in surest(readings, judged)]
 
 
 def surest(readings: Sequence[Reading], judged: Sequence[Judged]) -> list[int]:

@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from mac_core.config import ConfidenceWeights, ModelConfig
-from mac_core.engine.confidence import Judged, judge
+from mac_core.engine.confidence import Judged
 from mac_core.engine.ports import AnsweringModel
-from mac_core.engine.readings import surest
+from mac_core.engine.readings import surest_answers
 from mac_core.engine.selecting import Selecting
 from mac_core.evaluation.results import Prediction
 from mac_core.memory.bank import Selected
@@ -30,11 +30,7 @@ def answers_of(
     readings = selecting.readings(questions, selected)
     requests = selecting.requests(questions, readings)
     generated = model.answer(requests)
-    judged = [
-        judge(model.config.confidence, request, reading.selected, made)
-        for request, reading, made in zip(requests, readings, generated, strict=True)
-    ]
-    return [judged[number] for number in surest(readings, judged)]
+    return surest_answers(model.config.confidence, readings, requests, generated)
 
 
 def bundle_min_confidence(config: ModelConfig, mode: str) -> float | None:
