@@ -38,6 +38,21 @@ def mini(
     bank_after: Annotated[
         float, typer.Option(min=0.0, max=1.0, help="Share of the minutes without distractors.")
     ] = 0.4,
+    max_documents: Annotated[
+        int, typer.Option(min=1, help="The right one and its distractors, where there are any.")
+    ] = 2,
+    crowded_share: Annotated[
+        float, typer.Option(min=0.0, max=1.0, help="Of the steps after that, with distractors.")
+    ] = 0.35,
+    max_tokens: Annotated[
+        int, typer.Option(min=16, help="Of a paragraph; of a longer one, a part is read.")
+    ] = 192,
+    past_documents: Annotated[
+        int, typer.Option(min=0, help="Of earlier steps, among which a question finds its own.")
+    ] = 2048,
+    dropout: Annotated[
+        float, typer.Option(min=0.0, max=0.9, help="Pays where questions come again and again.")
+    ] = 0.0,
     distillation_weight: Annotated[
         float, typer.Option(min=0.0, help="Of the text's reading, for memory's; 0: not at all.")
     ] = 0.5,
@@ -51,7 +66,9 @@ def mini(
     device: Annotated[str, typer.Option(help="Torch device.")] = "cpu",
     num_threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 2,
     num_paragraphs: Annotated[int, typer.Option(min=4, help="Paragraphs a step.")] = 16,
-    sources: Annotated[str, typer.Option(help="Corpora by comma.")] = ",".join(SOURCES),
+    sources: Annotated[str, typer.Option(help="Corpora by comma; name:share draws less.")] = (
+        ",".join(SOURCES)
+    ),
     dtype: Annotated[str, typer.Option(help="Of the bundle: int8, bfloat16, float32.")] = "int8",
     calibration_questions: Annotated[int, typer.Option(min=10)] = 300,
 ) -> None:
@@ -64,6 +81,11 @@ def mini(
         start_from=start_from,
         learning_rate=learning_rate,
         bank_after=bank_after,
+        max_documents=max_documents,
+        crowded_share=crowded_share,
+        max_tokens=max_tokens,
+        past_documents=past_documents,
+        dropout=dropout,
         distillation_weight=distillation_weight,
         null_weight=null_weight,
         validation_questions=validation_questions,

@@ -51,14 +51,12 @@ def load_sources(options: MiniOptions) -> tuple[list[Paragraph], list[Paragraph]
     """Paragraphs to train on, and held-out ones of other articles (of the first source alone).
 
     Raises:
-        ValueError: a source that is not known.
+        ValueError: a source that is not known, or a share that is none.
     """
-    unknown = sorted(set(options.sources) - set(SOURCES))
-    if unknown:
-        raise ValueError(f"no source is called {', '.join(unknown)}; known: {', '.join(SOURCES)}")
+    drawn = [_source(named, options.further_share) for named in options.sources]
     train: list[Paragraph] = []
     held_out: list[Paragraph] = []
-    for number, name in enumerate(options.sources):
+    for number, (name, share) in enumerate(drawn):
         load, file = SOURCES[name]
         mine, kept = split_by_article(
             load(options.data_directory / file),
@@ -67,11 +65,27 @@ def load_sources(options: MiniOptions) -> tuple[list[Paragraph], list[Paragraph]
         )
         if number:
             order = np.random.default_rng(options.seed).permutation(len(mine))
-            kept_rows = sorted(order[: round(options.further_share * len(mine))].tolist())
+            kept_rows = sorted(order[: round(share * len(mine))].tolist())
             mine = [mine[row] for row in kept_rows]
         train += mine
         held_out += kept if number == 0 else []
     return train, held_out
+
+
+def _source(named: str, further_share: float) -> tuple[str, float]:
+    """`name` or `name:share`: the source, and the share of its paragraphs that is drawn."""
+    name, colon, share = named.partition(":")
+    if name not in SOURCES:
+        raise ValueError(f"no source is called {name}; known: {', '.join(SOURCES)}")
+    if not colon:
+        return name, further_share
+    try:
+        value = float(share)
+    except ValueError as error:
+        raise ValueError(f"{named}: {share!r} is not a share") from error
+    if not 0.0 < value <= 1.0:
+        raise ValueError(f"{named}: a share is above 0 and at most 1")
+    return name, value
 
 
 def train_mini(options: MiniOptions, *, report: Report = lambda line: None) -> MacModel:
@@ -128,7 +142,7 @@ def export_mini(
         CheckpointError: the run has no checkpoint.
     """
     torch.set_num_threads(options.num_threads)
-    model = warm_mini(options)
+    model = warm_mini(options).to(options.device)
     progress = restore(model, options)
     _, held_out = load_sources(options)
     calibration = calibrate(

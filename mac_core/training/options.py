@@ -26,6 +26,8 @@ class MiniOptions:
     head_rate: float = 2.0  # times the learning rate, for what starts at random
     bank_after: float = 0.4  # share of the budget after which distractors join
     max_documents: int = 2  # the right one and its distractors
+    crowded_share: float = 0.35  # of the steps after `bank_after`, those with distractors
+    dropout: float = 0.0  # in every Transformer layer; pays once questions come again and again
     distillation_weight: float = 0.5  # of the text's reading, for the same questions without it
     null_weight: float = 0.3  # of documents that do not answer and do not say so
     past_documents: int = 2048  # encoded in earlier steps, beside the batch's own
@@ -41,4 +43,4 @@ class MiniOptions:
     device: str = "cpu"
     num_threads: int = 2
     further_share: float = 0.35  # of the paragraphs of each source but the first that is drawn
-    sources: tuple[str, ...] = SOURCES
+    sources: tuple[str, ...] = SOURCES  # `name`, or `name:share` with a share of its own

@@ -42,7 +42,9 @@ from mac_core.training.past import PastDocuments
 from mac_core.types import Mode
 
 NUM_PAST_RANKED = 64  # past documents that late interaction ranks beside the batch's own
-NUM_BUCKETS = 4  # documents of like length are encoded together: less padding
+# Rows of like length go together: less padding. A GPU computes padding sooner than it is told of
+# twice as many parts.
+NUM_BUCKETS, NUM_GPU_BUCKETS = 4, 2
 # Lengths are rounded up: a matrix product of a shape never seen costs its kernel's set-up again.
 DOCUMENT_ROUND = 32
 QUESTION_ROUND = 8
@@ -217,7 +219,7 @@ class BatchBank:
         used = used[used >= documents]
         if self.past is None or not len(used):
             return self.framed, self.encoded, chosen
-        ids, content, slots, mask = self.past.take(self.places[used.cpu() - documents].tolist())
+        ids, content, slots, mask = self.past.take(self.places[used - documents])
         framed, encoded = self.framed, self.encoded
         back = torch.zeros(len(self.keys), dtype=torch.int64, device=used.device)
         back[:documents] = torch.arange(documents, device=used.device)
@@ -274,7 +276,7 @@ class Candidates:
         own = network.late.keys(bank.encoded.slots)
         late: Tensor = network.late(question, own, bank.encoded.slot_mask)
         if bank.past is not None and count:
-            _, _, slots, mask = bank.past.take(bank.places[past.cpu() - documents].tolist())
+            _, _, slots, mask = bank.past.take(bank.places[past - documents])
             keys = network.late.keys(slots.to(bank.encoded.slots))
             late = torch.cat([late, network.late(question, keys, mask.to(late.device))], dim=1)
         return cls(index=index, scores=scores + late.detach(), late=late)
@@ -422,7 +424,7 @@ def read_answers(
     if shown is not None:
         lengths = lengths + framed.document_mask.sum(1)[shown]
     totals, weights = dict[str, Tensor](), 0.0
-    for rows in lengths.argsort().chunk(NUM_BUCKETS):
+    for rows in by_length(lengths):
         question = _cut(framed.question_ids, framed.question_mask, rows, QUESTION_ROUND)
         answer = _cut(
             batch.answer_ids.to(model.device),
@@ -451,6 +453,12 @@ def read_answers(
         for name, loss in found.items():
             totals[name] = totals.get(name, torch.zeros_like(loss)) + loss * weight
     return {name: total / weights for name, total in totals.items()}
+
+
+def by_length(lengths: Tensor) -> tuple[Tensor, ...]:
+    """Row numbers, those of like length together."""
+    count = NUM_BUCKETS if lengths.device.type == "cpu" else NUM_GPU_BUCKETS
+    return lengths.argsort().chunk(count)
 
 
 def _loss_of(model: MacModel, read: AnswerStates) -> Tensor:
@@ -558,10 +566,9 @@ def encode_documents(model: MacModel, framed: Framed) -> DocumentEncoding:
 
 def _buckets(framed: Framed) -> list[tuple[Tensor, Tensor, Tensor]]:
     """Rows by length: (row numbers, ids, mask), each cut to its longest."""
-    order = framed.document_mask.sum(1).argsort()
     return [
         (rows, *_cut(framed.document_ids, framed.document_mask, rows, DOCUMENT_ROUND))
-        for rows in order.chunk(NUM_BUCKETS)
+        for rows in by_length(framed.document_mask.sum(1))
     ]
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import AdamW
 from transformers import PreTrainedModel
 
@@ -32,7 +32,6 @@ from mac_core.types import Mode
 
 STATE_FILE = "state.safetensors"
 WARM_UP = 0.02  # share of the budget
-CROWDED = 0.35  # share of the later steps in which documents stand among distractors
 MODES: tuple[tuple[Mode, float], ...] = (
     ("memory", 0.45),
     ("hybrid", 0.40),
@@ -107,12 +106,13 @@ class Trainer:
     def run(self) -> Iterator[dict[str, float]]:
         """Train until the budget is spent; yields the averages of every `log_every` steps."""
         self.model.train()
+        set_dropout(self.model, self.options.dropout)
         if self.options.device == "cpu" and self._autocasts:
             # Where bfloat16 pays, so does written-out attention backward; elsewhere the fused one.
             for part in self.model.modules():
                 if isinstance(part, EncoderStack | PreTrainedModel):
                     part.set_attn_implementation("eager")
-        window: list[dict[str, float]] = []
+        window: list[dict[str, Tensor]] = []
         saved = self.progress.elapsed_s
         while self.progress.share(self.options) < 1.0:
             began = self._clock()
@@ -126,7 +126,7 @@ class Trainer:
                 saved = self.progress.elapsed_s
         self.save()
 
-    def _step(self) -> dict[str, float]:
+    def _step(self) -> dict[str, Tensor]:
         options, share = self.options, self.progress.share(self.options)
         rate = options.learning_rate * min(1.0, share / WARM_UP + 0.01, (1.0 - share) + 0.005)
         for group in self._optimizer.param_groups:
@@ -143,7 +143,7 @@ class Trainer:
         self.progress.step += 1
         self.progress.questions += len(batch.question_ids)
         return {
-            f"{name}_{config.mode}": float(loss.detach())
+            f"{name}_{config.mode}": loss.detach()  # read later: a GPU is not waited for
             for name, loss in losses.items()
             if name != "total"
         }
@@ -165,11 +165,11 @@ class Trainer:
             losses = held_out_losses(self.model, encoded, neighbours, self.options)
         return self._written({f"held_out_{name}": loss for name, loss in losses.items()})
 
-    def _report(self, window: list[dict[str, float]]) -> dict[str, float]:
+    def _report(self, window: list[dict[str, Tensor]]) -> dict[str, float]:
         names = sorted({name for losses in window for name in losses})
         return self._written(
             {
-                name: float(np.mean([losses[name] for losses in window if name in losses]))
+                name: float(np.mean([float(losses[name]) for losses in window if name in losses]))
                 for name in names
             }
         )
@@ -193,13 +193,23 @@ def draw_step(options: MiniOptions, *, share: float, rng: np.random.Generator) -
     """
     modes, weights = zip(*MODES, strict=True)
     mode = modes[int(rng.choice(len(modes), p=weights))]
-    many = share >= options.bank_after and rng.random() < CROWDED
+    many = share >= options.bank_after and rng.random() < options.crowded_share
     return StepConfig(
         mode=mode,
         num_documents=options.max_documents if many else 1,
         distillation_weight=options.distillation_weight,
         null_weight=options.null_weight,
     )
+
+
+def set_dropout(model: nn.Module, probability: float) -> None:
+    """Of every layer, attention's included; without effect outside training mode.
+
+    The configurations stay as they are: a bundle says nothing of how it was trained.
+    """
+    for part in model.modules():
+        if isinstance(part, nn.Dropout):
+            part.p = probability
 
 
 def make_optimizer(model: MacModel, options: MiniOptions) -> AdamW:

@@ -387,7 +387,7 @@ def test_past_documents_carry_no_gradient_and_the_oldest_leave() -> None:
     keys, places = past.keys(without=torch.tensor([], dtype=torch.int64))
     assert len(past) == len(keys) == 3
     assert not keys.requires_grad
-    assert not past.take(places.tolist())[2].requires_grad
+    assert not past.take(places)[2].requires_grad
 
 
 @torch.no_grad()
@@ -405,7 +405,7 @@ def test_late_interaction_is_told_from_the_hardest_past_document(
     found = encode_documents(model, framed)
     bank = BatchBank.of(framed, found, past, paragraphs=alone.paragraph_index)
     hardest = int((question.selection_query @ bank.keys[1:].mT).amax(0).argmax())
-    _, _, slots, mask = past.take([int(bank.places[hardest])])
+    _, _, slots, mask = past.take(bank.places[[hardest]])
     scores = Candidates.of(model, question, bank, StepConfig(mode="memory")).late
     assert scores is not None
     assert len(bank.places) == 3
