@@ -45,7 +45,8 @@ def held_out_questions(
     from mac_core.training.corpora import load_fairytaleqa, load_squad, split_by_article
 
     load = load_fairytaleqa if ".jsonl" in path.suffixes else load_squad
-    fraction, seed = float(options["held_out_fraction"]), int(options["seed"])
+    fraction = float(options["held_out_fraction"])
+    seed = int(options.get("split_seed", options["seed"]))  # older runs split by their seed
     train, held_out = split_by_article(load(path), held_out_fraction=fraction, seed=seed)
     texts = {paragraph.text for paragraph in held_out} - {paragraph.text for paragraph in train}
     ids = {document.id for document in documents if document.text in texts}

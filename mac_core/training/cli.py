@@ -34,6 +34,12 @@ def mini(
         Path | None,
         typer.Option(exists=True, file_okay=False, help="Train this bundle's weights further."),
     ] = None,
+    selection_restarts: Annotated[
+        bool, typer.Option("--selection-restarts", help="But for the layers that select.")
+    ] = False,
+    selection_share: Annotated[
+        float, typer.Option(min=0.0, max=1.0, help="Of the minutes, the last, for selection alone.")
+    ] = 0.1,
     learning_rate: Annotated[float, typer.Option(min=0.0, help="At its peak.")] = 3e-4,
     bank_after: Annotated[
         float, typer.Option(min=0.0, max=1.0, help="Share of the minutes without distractors.")
@@ -79,6 +85,8 @@ def mini(
     options = replace(
         MiniOptions(data_directory=data, run_directory=run, minutes=minutes),
         start_from=start_from,
+        selection_restarts=selection_restarts,
+        selection_share=selection_share,
         learning_rate=learning_rate,
         bank_after=bank_after,
         max_documents=max_documents,

@@ -38,6 +38,7 @@ from mac_core.training.trainer import STATE_FILE, Progress, Trainer, make_optimi
 from mac_core.training.warm_start import plain_config, warm_mini
 
 Report = Callable[[dict[str, float]], None]
+SELECTION_LAYERS = "amortization.upper."  # names of weights that only selection uses
 SOURCES: dict[str, tuple[Callable[[Path], list[Paragraph]], str]] = {
     "squad": (load_squad, "squad/train-v1.1.json.xz"),
     "squadshifts-reddit": (load_squad, "squadshifts/reddit-v1.0.json.xz"),
@@ -61,7 +62,7 @@ def load_sources(options: MiniOptions) -> tuple[list[Paragraph], list[Paragraph]
         mine, kept = split_by_article(
             load(options.data_directory / file),
             held_out_fraction=options.held_out_fraction,
-            seed=options.seed,
+            seed=options.split_seed,
         )
         if number:
             order = np.random.default_rng(options.seed).permutation(len(mine))
@@ -100,7 +101,9 @@ def train_mini(options: MiniOptions, *, report: Report = lambda line: None) -> M
     train, held_out = load_sources(options)
     model = warm_mini(options)
     if options.start_from is not None:
-        start_from(model, read_bundle(options.start_from))
+        start_from(
+            model, read_bundle(options.start_from), selection_restarts=options.selection_restarts
+        )
     model = model.to(options.device)
     fast = FastTokenizer.from_str(model.tokenizer.json)
     fast.no_padding()
@@ -117,14 +120,21 @@ def train_mini(options: MiniOptions, *, report: Report = lambda line: None) -> M
     return model
 
 
-def start_from(model: MacModel, contents: BundleContents) -> None:
+def start_from(
+    model: MacModel, contents: BundleContents, *, selection_restarts: bool = False
+) -> None:
     """Fill a model with a bundle's weights; a network that the bundle lacks begins untrained.
+
+    Args:
+        selection_restarts: the layers that only selection uses stay as the model has them.
 
     Raises:
         CheckpointError: the bundle has other shapes, or a network that the model lacks.
     """
     _, fresh = model_states(model)
     state = {**fresh, **contents.amortization_state}
+    if selection_restarts:
+        state |= {name: fresh[name] for name in fresh if name.startswith(SELECTION_LAYERS)}
     load_states(model, replace(contents, amortization_state=state))
 
 

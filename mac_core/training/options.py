@@ -24,6 +24,8 @@ class MiniOptions:
     max_answer_tokens: int = 16
     learning_rate: float = 3e-4
     head_rate: float = 2.0  # times the learning rate, for what starts at random
+    selection_share: float = 0.1  # of the budget, at its end: selection's own layers alone
+    selection_restarts: bool = False  # with `start_from`: those layers begin as MiniLM's again
     bank_after: float = 0.4  # share of the budget after which distractors join
     max_documents: int = 2  # the right one and its distractors
     crowded_share: float = 0.35  # of the steps after `bank_after`, those with distractors
@@ -33,6 +35,7 @@ class MiniOptions:
     past_documents: int = 2048  # encoded in earlier steps, beside the batch's own
     validation_questions: int = 512  # on held-out articles, asked once the minutes are spent
     held_out_fraction: float = 0.04  # articles kept for calibration and choice of settings
+    split_seed: int = 0  # which articles those are: the same for every `seed`, or none compares
     num_virtual_tokens: int = 256  # slots of a chunk, framing included, and of a target
     depth: int = 4  # encoder layers that a document runs through before any question is known
     num_prefix_tokens: int = 64  # best slots that the base LM gets in every layer

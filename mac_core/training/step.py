@@ -127,8 +127,13 @@ def training_loss(
         question = model.encode_question_ids(framed.question_ids, framed.question_mask)
         encoded = encode_documents(model, framed)
         bank = BatchBank.of(framed, encoded, past, paragraphs=batch.paragraph_index)
+        # Not against the past: its keys are of older weights, and the easiest way to tell them from
+        # this step's is to drift, all keys together, until they tell no document from another.
         losses["selection"] = selection_loss(
-            question.selection_query, bank.keys, framed.right, scale=config.selection_scale
+            question.selection_query,
+            encoded.selection_key,
+            framed.right,
+            scale=config.selection_scale,
         )
         candidates = Candidates.of(model, question, bank, config)
         if candidates.late is not None:
@@ -166,6 +171,14 @@ def training_loss(
     }
     losses["total"] = torch.stack([weights[name] * loss for name, loss in losses.items()]).sum()
     return losses
+
+
+def selection_only(model: MacModel, batch: Batch, *, scale: float) -> Tensor:
+    """Selection's loss alone: nothing is read, so that batches can be several times as large."""
+    framed = frame(model, batch)
+    question = model.encode_question_ids(framed.question_ids, framed.question_mask)
+    keys = encode_documents(model, framed).selection_key
+    return selection_loss(question.selection_query, keys, framed.right, scale=scale)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,5 +1,8 @@
 """The training loop: wall-clock budget, stages by share of it, checkpoints, a log to read later.
 
+The last stage trains the layers that only selection uses, and nothing else: all of a step then goes
+into telling documents apart, and what is read stays what it was.
+
 A run is a directory: `state/` to resume from, `log.jsonl`, and the bundle once it is exported.
 """
 
@@ -18,6 +21,7 @@ from torch import Tensor, nn
 from torch.optim import AdamW
 from transformers import PreTrainedModel
 
+from mac_core.networks.latent import LatentAmortization
 from mac_core.networks.model import MacModel
 from mac_core.networks.refine import RefineAggregation
 from mac_core.networks.stack import EncoderStack
@@ -26,12 +30,14 @@ from mac_core.training.encoding import EncodedParagraphs, IntArray
 from mac_core.training.options import MiniOptions
 from mac_core.training.past import PastDocuments
 from mac_core.training.resume import load_training_state, save_training_state
-from mac_core.training.step import StepConfig, training_loss
+from mac_core.training.step import StepConfig, selection_only, training_loss
 from mac_core.training.validation import held_out_losses
 from mac_core.types import Mode
 
 STATE_FILE = "state.safetensors"
 WARM_UP = 0.02  # share of the budget
+SELECTION_TIMES = 4  # as many paragraphs a step where only selection is trained
+SELECTION_SCALE = 20.0  # of a cosine, in nats
 MODES: tuple[tuple[Mode, float], ...] = (
     ("memory", 0.45),
     ("hybrid", 0.40),
@@ -74,7 +80,9 @@ class Trainer:
         self._optimizer = make_optimizer(model, options)
         self._rng = np.random.default_rng(options.seed)
         self._past = PastDocuments(options.past_documents) if model.points_at_slots else None
-        self._autocasts = bf16_pays(options.device)
+        self._device_type = torch.device(options.device).type  # of "cuda:1", "cuda"
+        self._autocasts = bf16_pays(self._device_type)
+        self._selection = selection_layers(model)
         self._log = options.run_directory / "log.jsonl"
 
     @property
@@ -128,14 +136,16 @@ class Trainer:
 
     def _step(self) -> dict[str, Tensor]:
         options, share = self.options, self.progress.share(self.options)
-        rate = options.learning_rate * min(1.0, share / WARM_UP + 0.01, (1.0 - share) + 0.005)
-        for group in self._optimizer.param_groups:
-            group["lr"] = rate * group["scale"]
-        config = draw_step(options, share=share, rng=self._rng)
-        batch = self._sample()
-        generator = torch.Generator().manual_seed(int(self._rng.integers(2**62)))
-        with torch.autocast(options.device, torch.bfloat16, enabled=self._autocasts):
-            losses = training_loss(self.model, batch, config, generator=generator, past=self._past)
+        reading = 1.0 if self._selection is None else 1.0 - options.selection_share
+        if share < reading:
+            self._set_rate(share / reading)
+            config = draw_step(options, share=share / reading, rng=self._rng)
+            batch = self._sample(options.num_paragraphs)
+            losses, mode = self._read(batch, config), str(config.mode)
+        else:
+            self._set_rate((share - reading) / (1.0 - reading))
+            batch = self._sample(SELECTION_TIMES * options.num_paragraphs)
+            losses, mode = self._select(batch), "alone"
         losses["total"].backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self._optimizer.step()
@@ -143,17 +153,37 @@ class Trainer:
         self.progress.step += 1
         self.progress.questions += len(batch.question_ids)
         return {
-            f"{name}_{config.mode}": loss.detach()  # read later: a GPU is not waited for
+            f"{name}_{mode}": loss.detach()  # read later: a GPU is not waited for
             for name, loss in losses.items()
             if name != "total"
         }
 
-    def _sample(self) -> Batch:
+    def _set_rate(self, share: float) -> None:
+        """The rate of a stage, `share` of which is spent: up for a moment, then down to 0."""
+        rate = self.options.learning_rate * min(1.0, share / WARM_UP + 0.01, (1.0 - share) + 0.005)
+        for group in self._optimizer.param_groups:
+            group["lr"] = rate * group["scale"]
+
+    def _read(self, batch: Batch, config: StepConfig) -> dict[str, Tensor]:
+        generator = torch.Generator().manual_seed(int(self._rng.integers(2**62)))
+        with torch.autocast(self._device_type, torch.bfloat16, enabled=self._autocasts):
+            return training_loss(self.model, batch, config, generator=generator, past=self._past)
+
+    def _select(self, batch: Batch) -> dict[str, Tensor]:
+        assert self._selection is not None
+        self.model.requires_grad_(False)
+        self._selection.requires_grad_(True)
+        with torch.autocast(self._device_type, torch.bfloat16, enabled=self._autocasts):
+            loss = selection_only(self.model, batch, scale=SELECTION_SCALE)
+        return {"selection": loss, "total": loss}
+
+    def _sample(self, num_paragraphs: int) -> Batch:
+        with_questions = int((np.diff(self._encoded.question_starts) > 0).sum())
         return sample_batch(
             self._encoded,
             self._neighbours,
             rng=self._rng,
-            num_paragraphs=self.options.num_paragraphs,
+            num_paragraphs=min(num_paragraphs, max(with_questions, self.options.num_paragraphs)),
             questions_per_paragraph=self.options.questions_per_paragraph,
             max_tokens=self.options.max_tokens,
             max_answer_tokens=self.options.max_answer_tokens,
@@ -161,7 +191,7 @@ class Trainer:
 
     def validate(self, encoded: EncodedParagraphs, neighbours: IntArray) -> dict[str, float]:
         """Measure and log the losses on held-out paragraphs; none where none are asked for."""
-        with torch.autocast(self.options.device, torch.bfloat16, enabled=self._autocasts):
+        with torch.autocast(self._device_type, torch.bfloat16, enabled=self._autocasts):
             losses = held_out_losses(self.model, encoded, neighbours, self.options)
         return self._written({f"held_out_{name}": loss for name, loss in losses.items()})
 
@@ -200,6 +230,11 @@ def draw_step(options: MiniOptions, *, share: float, rng: np.random.Generator) -
         distillation_weight=options.distillation_weight,
         null_weight=options.null_weight,
     )
+
+
+def selection_layers(model: MacModel) -> nn.Module | None:
+    """The layers that make selection keys and nothing else; None: the model has none of its own."""
+    return model.amortization.upper if isinstance(model.amortization, LatentAmortization) else None
 
 
 def set_dropout(model: nn.Module, probability: float) -> None:

@@ -49,6 +49,7 @@ def test_the_articles_that_training_leaves_out_are_the_ones_asked_of(
     expected = {f"q{paragraph.article.removeprefix('Article_')}" for paragraph in held_out}
     assert len(expected) == 3
     assert kept(corpus, seed=seed, held_out_fraction=0.3) == expected
+    assert kept(corpus, seed=7, split_seed=seed, held_out_fraction=0.3) == expected
 
 
 def test_nothing_left_out_is_refused_with_the_reason(corpus: Path) -> None:

@@ -125,6 +125,63 @@ def test_what_a_bundle_lacks_begins_untrained_and_what_is_unknown_is_refused() -
         mini.start_from(new, unknown)
 
 
+def test_every_seed_leaves_the_same_articles_out_and_a_source_may_have_a_share(
+    tmp_path: Path,
+) -> None:
+    squad_file(tmp_path, articles=20)
+    squad_file(tmp_path, articles=20, name="squadshifts/reddit-v1.0.json.xz")
+    options = MiniOptions(
+        data_directory=tmp_path,
+        run_directory=tmp_path,
+        minutes=1.0,
+        held_out_fraction=0.2,
+        sources=("squad", "squadshifts-reddit:0.5"),
+    )
+    train, held_out = mini.load_sources(options)
+    assert (len(train), len(held_out)) == (16 + 8, 4)
+    assert mini.load_sources(replace(options, seed=1))[1] == held_out
+    assert mini.load_sources(replace(options, split_seed=1))[1] != held_out
+
+
+@pytest.mark.parametrize(
+    ("source", "reason"),
+    [
+        ("newsqa", "no source is called newsqa"),
+        ("squad:half", "'half' is not a share"),
+        ("squad:0", "above 0 and at most 1"),
+        ("squad:1.5", "above 0 and at most 1"),
+    ],
+)
+def test_source_that_is_none_is_refused(tmp_path: Path, source: str, reason: str) -> None:
+    options = MiniOptions(
+        data_directory=tmp_path, run_directory=tmp_path, minutes=1.0, sources=(source,)
+    )
+    with pytest.raises(ValueError, match=reason):
+        mini.load_sources(options)
+
+
+def test_layers_that_only_selection_uses_may_begin_again() -> None:
+    old, new = tiny_latent_model(seed=0), tiny_latent_model(seed=1)
+    fresh = {name: value.clone() for name, value in new.state_dict().items()}
+    base_lm, networks = model_states(old)
+    contents = BundleContents(
+        config=old.config,
+        base_lm_config={},
+        encoder_config=None,
+        base_lm_state=base_lm,
+        amortization_state=networks,
+        tokenizer_json="",
+        fingerprint=old.fingerprint,
+        manifest={},
+    )
+    mini.start_from(new, contents, selection_restarts=True)
+    wanted = {
+        name: fresh[name] if name.startswith("amortization.upper.") else value
+        for name, value in old.state_dict().items()
+    }
+    torch.testing.assert_close(new.state_dict(), wanted, rtol=0.0, atol=0.0)
+
+
 @pytest.mark.usefixtures("_tiny")
 def test_bundle_names_no_path_of_the_machine(options: MiniOptions, tmp_path: Path) -> None:
     train_mini(options)

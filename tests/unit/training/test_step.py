@@ -25,6 +25,7 @@ from mac_core.training.step import (
     choose,
     encode_documents,
     frame,
+    selection_only,
     training_loss,
 )
 from mac_core.types import Mode
@@ -373,11 +374,30 @@ def test_past_documents_are_read_as_the_batchs_own_are(mode: Mode) -> None:
         expected = training_loss(model, beside, config, generator=seeded())
         found = training_loss(model, alone, config, generator=seeded(), past=past)
     # 2e-2: slots of the past are bfloat16
-    parts = ("answer", "evidence", "late", "selection", "total")
+    parts = ("answer", "evidence", "late")
     assert {part: float(found[part]) for part in parts} == pytest.approx(
         {part: float(expected[part]) for part in parts}, rel=2e-2
     )
     assert len(past) == 4  # a paragraph that comes again takes its old place
+
+
+@torch.no_grad()
+def test_keys_are_contrasted_with_those_of_the_same_weights_alone() -> None:
+    # Keys of earlier steps are told from this one's by drifting, and documents from each other no
+    # more: a run of 274,000 questions ended with the right document first for 3 % (experiments.md).
+    model, past, config = tiny_latent_model(), PastDocuments(8), StepConfig(mode="memory")
+    training_loss(model, sample(), config, generator=seeded(), past=past)
+    alone = rows(sample(seed=1), sample(seed=1).question_document < 2, documents=2)
+    beside = training_loss(model, alone, config, generator=seeded(), past=past)
+    expected = training_loss(model, alone, config, generator=seeded())
+    assert len(past) > 2
+    torch.testing.assert_close(beside["selection"], expected["selection"])
+
+
+def test_selection_alone_is_the_selection_loss_of_a_whole_step() -> None:
+    model = tiny_latent_model()
+    losses = training_loss(model, sample(), StepConfig(mode="memory"), generator=seeded())
+    torch.testing.assert_close(selection_only(model, sample(), scale=20.0), losses["selection"])
 
 
 def test_past_documents_carry_no_gradient_and_the_oldest_leave() -> None:

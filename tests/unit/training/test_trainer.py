@@ -108,7 +108,8 @@ def steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, li
         return training_loss(model, batch, config, past=past, **named)
 
     monkeypatch.setattr("mac_core.training.trainer.training_loss", recorded)
-    model, options = tiny_latent_model(), {"num_paragraphs": 2, "past_documents": 3}
+    model = tiny_latent_model()
+    options = {"num_paragraphs": 2, "past_documents": 3, "selection_share": 0.0}
     list(trainer_in(tmp_path, model=model, **options).run())
     return seen
 
@@ -154,6 +155,40 @@ def test_resumed_run_ends_as_the_uninterrupted_one(tmp_path: Path, architecture:
     list(again.run())
     assert again.progress == whole.progress
     torch.testing.assert_close(weights(again.model), weights(whole.model), rtol=0.0, atol=0.0)
+
+
+def test_last_stage_trains_the_layers_that_only_selection_uses(tmp_path: Path) -> None:
+    model = tiny_latent_model()
+    trainer = trainer_in(tmp_path, model=model, selection_share=0.5, log_every=1)
+    lines = trainer.run()
+    first = [next(lines) for _ in range(STEPS // 2)]
+    before = weights(model)
+    last = list(lines)
+    assert all("selection_alone" not in line for line in first)
+    assert [set(line) - {"step", "minutes", "questions"} for line in last] == [
+        {"selection_alone"}
+    ] * (STEPS // 2)
+    changed = {name for name, value in weights(model).items() if not value.equal(before[name])}
+    assert changed == {name for name in before if name.startswith("amortization.upper.")}
+
+
+def test_selection_alone_learns_to_tell_documents_apart(tmp_path: Path) -> None:
+    trainer = trainer_in(tmp_path, model=tiny_latent_model(), steps=24, selection_share=1.0)
+    losses = [line["selection_alone"] for line in trainer.run()]
+    assert losses[-1] < 0.8 * losses[0]
+
+
+def test_step_of_selection_alone_has_more_paragraphs_where_there_are_more(tmp_path: Path) -> None:
+    trainer = trainer_in(
+        tmp_path, model=tiny_latent_model(), steps=1, num_paragraphs=2, selection_share=1.0
+    )
+    list(trainer.run())
+    assert trainer.progress.questions == len(encoded().paragraphs) == 4
+
+
+def test_model_without_layers_for_selection_reads_to_the_end(tmp_path: Path) -> None:
+    lines = list(trainer_in(tmp_path, selection_share=0.5, log_every=1).run())
+    assert all("selection_alone" not in line for line in lines)
 
 
 def test_finished_run_is_not_trained_further(tmp_path: Path) -> None:
