@@ -6,6 +6,7 @@ documents differs: the right one, with the hardest of the batch as distractors.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -436,7 +437,7 @@ def read_answers(
     lengths = framed.question_mask.sum(1) + batch.answer_mask.sum(1).to(model.device)
     if shown is not None:
         lengths = lengths + framed.document_mask.sum(1)[shown]
-    totals, weights = dict[str, Tensor](), 0.0
+    totals, weights = dict[str, Tensor](), defaultdict[str, float](float)
     for rows in by_length(lengths):
         question = _cut(framed.question_ids, framed.question_mask, rows, QUESTION_ROUND)
         answer = _cut(
@@ -449,23 +450,25 @@ def read_answers(
         mine = None if copied is None else copied.rows(rows)
         text = None if shown is None else _shown_text(framed, rows, shown[rows])
         read = _read_rows(model, question, answer, prefix=own, copied=mine, text=text)
-        found = {"answer": _loss_of(model, read)}
+        weight = float(target_weights(read.target_mask).sum())
+        found = {"answer": (_loss_of(model, read), weight)}
         if distils and shown is not None:
             student = _read_rows(model, question, answer, prefix=own, copied=mine, text=None)
-            found["student"] = _loss_of(model, student)
-            found["distillation"] = distillation_loss(
+            found["student"] = _loss_of(model, student), weight
+            taught = shown[rows] == framed.right[rows]
+            compared = distillation_loss(
                 model.base_lm,
                 model.pointer,
                 teacher=read,
                 student=student,
-                rows=shown[rows] == framed.right[rows],
+                rows=taught,
                 end_id=model.layout.end_id,
             )
-        weight = float(target_weights(read.target_mask).sum())
-        weights += weight
-        for name, loss in found.items():
-            totals[name] = totals.get(name, torch.zeros_like(loss)) + loss * weight
-    return {name: total / weights for name, total in totals.items()}
+            found["distillation"] = compared, float(student.target_mask[taught].sum())
+        for name, (loss, counts) in found.items():
+            totals[name] = totals.get(name, torch.zeros_like(loss)) + loss * counts
+            weights[name] += counts
+    return {name: total / max(weights[name], 1.0) for name, total in totals.items()}
 
 
 def by_length(lengths: Tensor) -> tuple[Tensor, ...]:

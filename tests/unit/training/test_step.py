@@ -195,6 +195,22 @@ def test_bucketing_does_not_change_the_loss(name: str, monkeypatch: pytest.Monke
     assert losses[1] == pytest.approx(losses[0], rel=1e-5)
 
 
+@torch.no_grad()
+def test_bucketing_does_not_change_what_a_text_teaches(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Only the questions with the right text teach: a bucket may hold few of them, or none.
+    model, batch = tiny_latent_model(), sample()
+    config = StepConfig(
+        mode="hybrid", num_documents=3, distillation_weight=0.5, wrong_text_fraction=0.5
+    )
+    losses: list[dict[str, float]] = []
+    for buckets in (1, 4):
+        monkeypatch.setattr(step, "NUM_BUCKETS", buckets)
+        found = training_loss(model, batch, config, generator=seeded())
+        losses.append({key: float(value) for key, value in found.items()})
+    assert losses[1]["distillation"] > 0.0
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+
+
 def use_written_out_attention(model: MacModel) -> None:
     for part in model.modules():
         if isinstance(part, EncoderStack | PreTrainedModel):
