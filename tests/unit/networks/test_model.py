@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mac_core.config import PointerConfig
-from mac_core.networks.model import AnswerRequest, Generated, MacModel
+from mac_core.networks.model import AnswerRequest, Generated, MacModel, _Clock
 from mac_core.types import Modulation
 from tests.builders import (
     D_LATE,
@@ -401,6 +401,15 @@ def test_first_text_is_cut_rather_than_left_out() -> None:
     model.config = replace(model.config, max_text_tokens=8)
     long = request_for(model, "amber", texts=("cedar " * 20,), max_new_tokens=1)
     assert model.answer([long])[0].num_prompt_tokens == 3 + 8
+
+
+def test_phase_ends_when_the_gpu_is_done_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    events: list[str] = []
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: events.append(str(device)))
+    clock = _Clock(lambda phase, seconds: events.append(phase), torch.device("cuda"))
+    clock.lap("aggregate")
+    _Clock(None, torch.device("cuda")).lap("aggregate")  # nobody looks: nothing is waited for
+    assert events == ["cuda", "aggregate"]
 
 
 def test_phases_are_observed_in_order() -> None:
