@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from mac_core.training.options import SOURCES, MiniOptions
+from mac_core.training.options import MODES, SOURCES, MiniOptions, parse_modes
 
 if TYPE_CHECKING:
     from mac_core.training.calibration import Calibration
@@ -41,6 +41,9 @@ def mini(
         float, typer.Option(min=0.0, max=1.0, help="Of the minutes, the last, for selection alone.")
     ] = 0.1,
     learning_rate: Annotated[float, typer.Option(min=0.0, help="At its peak.")] = 3e-4,
+    modes: Annotated[
+        str, typer.Option(help="What a step trains, and how often, in proportion.")
+    ] = ",".join(f"{mode}:{share}" for mode, share in MODES),
     bank_after: Annotated[
         float, typer.Option(min=0.0, max=1.0, help="Share of the minutes without distractors.")
     ] = 0.4,
@@ -82,12 +85,17 @@ def mini(
     from mac_core.errors import MacError
     from mac_core.training.mini import export_mini, train_mini
 
+    try:
+        shares = parse_modes(modes)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--modes") from error
     options = replace(
         MiniOptions(data_directory=data, run_directory=run, minutes=minutes),
         start_from=start_from,
         selection_restarts=selection_restarts,
         selection_share=selection_share,
         learning_rate=learning_rate,
+        modes=shares,
         bank_after=bank_after,
         max_documents=max_documents,
         crowded_share=crowded_share,

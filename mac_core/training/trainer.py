@@ -32,18 +32,12 @@ from mac_core.training.past import PastDocuments
 from mac_core.training.resume import load_training_state, save_training_state
 from mac_core.training.step import StepConfig, selection_only, training_loss
 from mac_core.training.validation import held_out_losses
-from mac_core.types import Mode
 
 STATE_FILE = "state.safetensors"
 WARM_UP = 0.02  # share of the budget
+PROBE_ROWS = 2048  # of the product that is timed in either precision: tokens of a step
 SELECTION_TIMES = 4  # as many paragraphs a step where only selection is trained
 SELECTION_SCALE = 20.0  # of a cosine, in nats
-MODES: tuple[tuple[Mode, float], ...] = (
-    ("memory", 0.45),
-    ("hybrid", 0.40),
-    ("text", 0.14),
-    ("none", 0.01),
-)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -221,7 +215,7 @@ def draw_step(options: MiniOptions, *, share: float, rng: np.random.Generator) -
 
     The bank grows with training: a document alone at first, then mostly among distractors.
     """
-    modes, weights = zip(*MODES, strict=True)
+    modes, weights = zip(*options.modes, strict=True)
     mode = modes[int(rng.choice(len(modes), p=weights))]
     many = share >= options.bank_after and rng.random() < options.crowded_share
     return StepConfig(
@@ -276,7 +270,7 @@ def bf16_pays(device: str) -> bool:
         return True
     seconds = dict[torch.dtype, float]()
     for dtype in (torch.float32, torch.bfloat16):
-        rows, weight = torch.ones(2048, 384, dtype=dtype), torch.ones(384, 1536, dtype=dtype)
+        rows, weight = torch.ones(PROBE_ROWS, 384, dtype=dtype), torch.ones(384, 1536, dtype=dtype)
         times = list[float]()
         for _ in range(6):  # the first sets its kernel up
             began = time.perf_counter()

@@ -78,6 +78,8 @@ def test_run_starts_from_a_bundles_weights(options: MiniOptions, tmp_path: Path)
     torch.testing.assert_close(still.state_dict(), model.state_dict())
     export_mini(further, tmp_path / "second", dtype="float32", calibration_questions=4)
     manifest = json.loads((tmp_path / "second" / "manifest.json").read_text())
+    first = json.loads((tmp_path / "first" / "manifest.json").read_text())
+    assert manifest["training"]["before"] == first["training"]
     hashes = manifest["training"]["options"]["start_from"]
     assert hashes == asdict(read_bundle(tmp_path / "first").fingerprint)
 
@@ -249,6 +251,12 @@ def test_command_refuses_a_source_it_does_not_know(tmp_path: Path) -> None:
     result = invoke(tmp_path, "--sources", "squad,newsqa")
     assert result.exit_code == 1
     assert "mac train: no source is called newsqa; known: squad," in result.output
+
+
+def test_command_refuses_a_mode_it_does_not_know(tmp_path: Path) -> None:
+    result = invoke(tmp_path, "--modes", "oracle:1")
+    assert result.exit_code == 2
+    assert "'oracle:1'" in result.output
 
 
 def test_command_refuses_a_dtype_it_does_not_know(tmp_path: Path) -> None:

@@ -96,6 +96,15 @@ def test_every_mode_is_trained_the_one_without_documents_too() -> None:
     assert drawn == {"memory", "hybrid", "text", "none"}
 
 
+def test_modes_are_drawn_by_their_shares() -> None:
+    modes = (("text", 0.75), ("memory", 0.25))
+    options = MiniOptions(data_directory=Path(), run_directory=Path(), minutes=1.0, modes=modes)
+    rng = np.random.default_rng(0)
+    drawn = [draw_step(options, share=0.5, rng=rng).mode for _ in range(2000)]
+    assert set(drawn) == {"text", "memory"}
+    assert drawn.count("text") / len(drawn) == pytest.approx(0.75, abs=0.04)
+
+
 @pytest.fixture
 def steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, list[int]]]:
     """Of each step of a run, how many past documents it began with and its paragraphs."""
@@ -243,6 +252,7 @@ def test_bfloat16_is_used_where_it_is_measured_to_be_faster(
     # Six products in float32, then six in bfloat16, each between two looks at the clock.
     lasts = [9.0 if dtype is slow else 1.0 for dtype in (torch.float32, torch.bfloat16)]
     ticks = [tick for last in lasts for _ in range(6) for tick in (0.0, last)]
+    monkeypatch.setattr(trainer, "PROBE_ROWS", 8)  # no clock is looked at but this one
     monkeypatch.setattr(trainer.time, "perf_counter", iter(ticks).__next__)
     assert trainer.bf16_pays.__wrapped__("cpu") is pays
 
