@@ -20,7 +20,7 @@ from tokenizers import Tokenizer as FastTokenizer
 from mac_core.networks.build import load_states, model_states
 from mac_core.networks.checkpoint import BundleContents, read_bundle, save_bundle
 from mac_core.networks.model import MacModel
-from mac_core.networks.quantization import StoredDtype
+from mac_core.networks.quantization import StoredDtype, pack_state, unpack_state
 from mac_core.training.calibration import Calibration, calibrate
 from mac_core.training.data import (
     Paragraph,
@@ -146,7 +146,7 @@ def export_mini(
     calibration_questions: int = 300,
     write_card: Callable[[dict[str, Any]], str] | None = None,
 ) -> Calibration:
-    """Calibrate the run's last checkpoint and write it as a bundle.
+    """Calibrate the run's last checkpoint, rounded as it is stored, and write it as a bundle.
 
     Raises:
         CheckpointError: the run has no checkpoint.
@@ -154,6 +154,7 @@ def export_mini(
     torch.set_num_threads(options.num_threads)
     model = warm_mini(options).to(options.device)
     progress = restore(model, options)
+    round_weights(model, dtype=dtype)
     _, held_out = load_sources(options)
     calibration = calibrate(
         model.eval(),
@@ -202,6 +203,14 @@ def restore(model: MacModel, options: MiniOptions) -> Progress:
         rng=np.random.default_rng(options.seed),
     )
     return Progress(step=saved.step, **saved.notes)
+
+
+def round_weights(model: MacModel, *, dtype: StoredDtype) -> None:
+    """Replace a model's weights by what a bundle stores of them."""
+    with torch.no_grad():
+        for state in model_states(model):
+            for name, rounded in unpack_state(pack_state(state, dtype=dtype)).items():
+                state[name].copy_(rounded)
 
 
 def _plain(options: MiniOptions) -> dict[str, Any]:

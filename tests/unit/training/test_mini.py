@@ -17,6 +17,9 @@ import mac_core.training.mini as mini
 from mac_core.errors import CheckpointError
 from mac_core.networks.build import load_bundle, model_states
 from mac_core.networks.checkpoint import BundleContents, read_bundle
+from mac_core.networks.model import MacModel
+from mac_core.networks.quantization import StoredDtype
+from mac_core.training.calibration import Calibration, calibrate
 from mac_core.training.cli import app
 from mac_core.training.data import Batch, EncodedParagraphs, mine_neighbours, sample_batch
 from mac_core.training.encoding import IntArray
@@ -191,6 +194,25 @@ def test_bundle_names_no_path_of_the_machine(options: MiniOptions, tmp_path: Pat
     texts = [path.read_text() for path in (tmp_path / "bundle").rglob("*.json")]
     assert len(texts) == 4
     assert not any(str(tmp_path) in text for text in texts)
+
+
+@pytest.mark.usefixtures("_tiny")
+@pytest.mark.parametrize("dtype", ["int8", "bfloat16"])
+def test_calibrated_is_what_ships(
+    options: MiniOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: StoredDtype
+) -> None:
+    measured: list[dict[str, torch.Tensor]] = []
+
+    def noted(model: MacModel, *arguments: Any, **named: Any) -> Calibration:
+        measured.append({name: value.clone() for name, value in model.state_dict().items()})
+        return calibrate(model, *arguments, **named)
+
+    monkeypatch.setattr(mini, "calibrate", noted)
+    trained = train_mini(options)
+    export_mini(options, tmp_path / "bundle", dtype=dtype, calibration_questions=4)
+    shipped = load_bundle(tmp_path / "bundle").state_dict()
+    torch.testing.assert_close(measured[0], shipped, rtol=1e-6, atol=0.0)
+    assert any(not torch.equal(value, shipped[k]) for k, value in trained.state_dict().items())
 
 
 @pytest.mark.usefixtures("_tiny")
