@@ -32,7 +32,7 @@ from mac_core.training.data import (
 )
 from mac_core.training.held_out import HeldOut
 from mac_core.training.infilling import load_infilling
-from mac_core.training.options import MiniOptions
+from mac_core.training.options import MiniOptions, parse_share
 from mac_core.training.resume import load_training_state
 from mac_core.training.trainer import STATE_FILE, Progress, Trainer, make_optimizer
 from mac_core.training.warm_start import plain_config, warm_mini
@@ -75,18 +75,12 @@ def load_sources(options: MiniOptions) -> tuple[list[Paragraph], list[Paragraph]
 
 def _source(named: str, further_share: float) -> tuple[str, float]:
     """`name` or `name:share`: the source, and the share of its paragraphs that is drawn."""
-    name, colon, share = named.partition(":")
+    name, share = parse_share(named)
     if name not in SOURCES:
         raise ValueError(f"no source is called {name}; known: {', '.join(SOURCES)}")
-    if not colon:
-        return name, further_share
-    try:
-        value = float(share)
-    except ValueError as error:
-        raise ValueError(f"{named}: {share!r} is not a share") from error
-    if not 0.0 < value <= 1.0:
-        raise ValueError(f"{named}: a share is above 0 and at most 1")
-    return name, value
+    if share is not None and share > 1.0:
+        raise ValueError(f"{named!r}: no more than all of a source can be drawn")
+    return name, further_share if share is None else share
 
 
 def train_mini(options: MiniOptions, *, report: Report = lambda line: None) -> MacModel:

@@ -69,14 +69,29 @@ def parse_modes(text: str) -> tuple[tuple[Mode, float], ...]:
     """
     shares = dict[Mode, float]()
     for named in text.split(","):
-        name, _, share = named.partition(":")
+        name, share = parse_share(named)
         mode = next((mode for mode in get_args(Mode) if mode == name), None)
         if mode is None or mode in shares:
             raise ValueError(f"{named!r} is not one of {', '.join(get_args(Mode))}, each once")
-        try:
-            shares[mode] = float(share)
-        except ValueError as error:
-            raise ValueError(f"{named!r} is not a mode and its share of the steps") from error
-        if not 0.0 < shares[mode] < math.inf:
-            raise ValueError(f"{named!r}: a share is above 0")
+        if share is None:
+            raise ValueError(f"{named!r} is not a mode and its share of the steps")
+        shares[mode] = share
     return tuple((mode, share / sum(shares.values())) for mode, share in shares.items())
+
+
+def parse_share(named: str) -> tuple[str, float | None]:
+    """`name:share` as the two, or `name` as itself and None.
+
+    Raises:
+        ValueError: the share is no positive number.
+    """
+    name, colon, share = named.partition(":")
+    if not colon:
+        return name, None
+    try:
+        value = float(share)
+    except ValueError as error:
+        raise ValueError(f"{named!r}: {share!r} is not a share") from error
+    if not 0.0 < value < math.inf:
+        raise ValueError(f"{named!r}: a share is above 0")
+    return name, value
