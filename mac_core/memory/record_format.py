@@ -25,6 +25,8 @@ from mac_core.memory.quantization import SlotEncoding
 from mac_core.memory.records import DocumentRecord, StoredChunk, StoredModulation, canonical_json
 from mac_core.types import Fingerprint
 
+# Every format keeps the header's checksum as it is, so that a flipped bit in the version is found,
+# and not taken for a newer program's record, which stops a server.
 # 1: int8 slots, int32 offsets. 2: each chunk's slots say how they lie, and offsets are steps.
 FORMAT_VERSION = 2
 # What the store itself assigns (version, created_at) is not in the header: it is known only inside
@@ -156,14 +158,14 @@ def _checked_header(header: str, name: str) -> dict[str, Any]:
         raise CorruptRecord(f"{name}: its header is not JSON: {error}") from error
     if not isinstance(parsed, dict) or not isinstance(parsed.get("format_version"), int):
         raise CorruptRecord(f"{name}: its header has no format version")
+    expected = parsed.pop("header_sha256", None)
+    if _hash_header(parsed) != expected:
+        raise CorruptRecord(f"{name}: its header fails its checksum")
     if parsed["format_version"] > FORMAT_VERSION:
         raise StoreError(
             f"{name}: written in record format {parsed['format_version']} by a newer version; "
             f"this one reads up to {FORMAT_VERSION}"
         )
-    expected = parsed.pop("header_sha256", None)
-    if _hash_header(parsed) != expected:
-        raise CorruptRecord(f"{name}: its header fails its checksum")
     return parsed
 
 

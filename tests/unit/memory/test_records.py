@@ -149,9 +149,21 @@ def test_a_foreign_record_can_be_read_on_purpose(
 
 def test_a_newer_format_is_refused(make_record: MakeRecord, fingerprint: Fingerprint) -> None:
     header, payload = encode_record(make_record("d"), fingerprint)
-    newer = canonical_json(json.loads(header) | {"format_version": 3})
+    values = {k: v for k, v in json.loads(header).items() if k != "header_sha256"}
+    values |= {"format_version": 3}
+    digest = hashlib.sha256(canonical_json(values).encode()).hexdigest()
     with pytest.raises(StoreError, match="record format 3 .*newer"):
-        read(newer, payload, fingerprint)
+        read(canonical_json(values | {"header_sha256": digest}), payload, fingerprint)
+
+
+def test_a_flipped_bit_in_the_version_is_corrupt(
+    make_record: MakeRecord, fingerprint: Fingerprint
+) -> None:
+    header, payload = encode_record(make_record("d"), fingerprint)
+    flipped = header.replace('"format_version":2', '"format_version":3')
+    assert flipped != header
+    with pytest.raises(CorruptRecord, match="header fails its checksum"):
+        read(flipped, payload, fingerprint)
 
 
 OLD = json.loads((Path(__file__).parent / "data" / "record-format-1.json").read_text())
