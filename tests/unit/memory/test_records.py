@@ -147,13 +147,18 @@ def test_a_foreign_record_can_be_read_on_purpose(
     assert read(*encode_record(make_record("d", "text"), fingerprint), None).text == "text"
 
 
+def sealed(header: str, **changes: Any) -> str:
+    """The header with some values changed, and a checksum that is theirs."""
+    values = json.loads(header) | changes
+    del values["header_sha256"]
+    digest = hashlib.sha256(canonical_json(values).encode()).hexdigest()
+    return canonical_json(values | {"header_sha256": digest})
+
+
 def test_a_newer_format_is_refused(make_record: MakeRecord, fingerprint: Fingerprint) -> None:
     header, payload = encode_record(make_record("d"), fingerprint)
-    values = {k: v for k, v in json.loads(header).items() if k != "header_sha256"}
-    values |= {"format_version": 3}
-    digest = hashlib.sha256(canonical_json(values).encode()).hexdigest()
     with pytest.raises(StoreError, match="record format 3 .*newer"):
-        read(canonical_json(values | {"header_sha256": digest}), payload, fingerprint)
+        read(sealed(header, format_version=3), payload, fingerprint)
 
 
 def test_a_flipped_bit_in_the_version_is_corrupt(
@@ -216,11 +221,8 @@ def test_encodings_that_do_not_go_with_the_chunks_are_corrupt(
     make_record: MakeRecord, fingerprint: Fingerprint
 ) -> None:
     header, payload = encode_record(make_record("d"), fingerprint)
-    values = {k: v for k, v in json.loads(header).items() if k != "header_sha256"}
-    values["slots"] = []
-    digest = hashlib.sha256(canonical_json(values).encode()).hexdigest()
     with pytest.raises(CorruptRecord, match="document 'd'"):
-        read(canonical_json(values | {"header_sha256": digest}), payload, fingerprint)
+        read(sealed(header, slots=[]), payload, fingerprint)
 
 
 def test_a_record_that_is_not_pinned_is_written_as_before(

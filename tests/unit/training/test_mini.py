@@ -153,7 +153,7 @@ def test_every_seed_leaves_the_same_articles_out_and_a_source_may_have_a_share(
     [
         ("newsqa", "no source is called newsqa"),
         ("squad:half", "'half' is not a share"),
-        ("squad:0", "above 0"),
+        ("squad:0", "'squad:0': a share is above 0"),
         ("squad:1.5", "no more than all of a source"),
     ],
 )
