@@ -399,16 +399,20 @@ def text_memory(
         raise ValueError("this bundle has no pointer head")
     own = model.base_lm.input_embeddings(prompt.ids)
     prior = torch.zeros(prompt.ids.shape, device=prompt.ids.device)
-    marks = torch.tensor(
-        [*model.layout.document_head, *model.layout.document_tail], device=prompt.ids.device
-    )
-    blank = ~prompt.is_text | torch.isin(prompt.ids, marks)
     return PointerMemory(
         keys=model.pointer.text_keys(hidden[:, : own.shape[1]], shifted(own), own),
         token_ids=prompt.ids,
-        log_prior=prior.masked_fill(blank, -torch.inf),
+        log_prior=prior.masked_fill(~copyable(model, prompt), -torch.inf),
         document=torch.zeros_like(prompt.ids) + (0 if document is None else document[:, None]),
     )
+
+
+def copyable(model: MacModel, prompt: Prompt) -> Tensor:
+    """Tokens of the prompt's document text, framing left out: bool `(batch, tokens)`."""
+    marks = torch.tensor(
+        [*model.layout.document_head, *model.layout.document_tail], device=prompt.ids.device
+    )
+    return prompt.is_text & ~torch.isin(prompt.ids, marks)
 
 
 def slot_memory(model: MacModel, target: TargetModulation) -> PointerMemory:

@@ -40,6 +40,10 @@ def mini(
     selection_share: Annotated[
         float, typer.Option(min=0.0, max=1.0, help="Of the minutes, the last, for selection alone.")
     ] = 0.1,
+    span_share: Annotated[
+        float,
+        typer.Option(min=0.0, max=1.0, help="Of the rest, the first, for where answers stand."),
+    ] = 0.0,
     learning_rate: Annotated[float, typer.Option(min=0.0, help="At its peak.")] = 3e-4,
     modes: Annotated[
         str, typer.Option(help="What a step trains, and how often, in proportion.")
@@ -73,7 +77,10 @@ def mini(
     ] = 512,
     seed: Annotated[int, typer.Option()] = 0,
     device: Annotated[str, typer.Option(help="Torch device.")] = "cpu",
-    num_threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 2,
+    num_threads: Annotated[int, typer.Option(min=1, help="CPU threads, in all.")] = 2,
+    num_processes: Annotated[
+        int, typer.Option(min=1, help="Train on a CPU in so many, gradients averaged.")
+    ] = 1,
     num_paragraphs: Annotated[int, typer.Option(min=4, help="Paragraphs a step.")] = 16,
     sources: Annotated[str, typer.Option(help="Corpora by comma; name:share draws less.")] = (
         ",".join(SOURCES)
@@ -94,6 +101,7 @@ def mini(
         start_from=start_from,
         selection_restarts=selection_restarts,
         selection_share=selection_share,
+        span_share=span_share,
         learning_rate=learning_rate,
         modes=shares,
         bank_after=bank_after,
@@ -108,6 +116,7 @@ def mini(
         seed=seed,
         device=device,
         num_threads=num_threads,
+        num_processes=num_processes,
         num_paragraphs=num_paragraphs,
         sources=tuple(name for name in sources.split(",") if name),
     )

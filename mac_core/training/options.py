@@ -36,6 +36,7 @@ class MiniOptions:
     learning_rate: float = 3e-4
     head_rate: float = 2.0  # times the learning rate, for what starts at random
     selection_share: float = 0.1  # of the budget, at its end: selection's own layers alone
+    span_share: float = 0.0  # of the rest, at its beginning: only where the answers stand
     selection_restarts: bool = False  # with `start_from`: those layers begin as MiniLM's again
     modes: tuple[tuple[Mode, float], ...] = MODES
     bank_after: float = 0.4  # share of the budget after which distractors join
@@ -56,7 +57,8 @@ class MiniOptions:
     checkpoint_minutes: float = 3.0
     log_every: int = 25  # steps
     device: str = "cpu"
-    num_threads: int = 2
+    num_threads: int = 2  # of all processes together
+    num_processes: int = 1  # on a CPU; each has batches of its own, gradients are averaged
     further_share: float = 0.35  # of the paragraphs of each source but the first that is drawn
     sources: tuple[str, ...] = SOURCES  # `name`, or `name:share` with a share of its own
 

@@ -15,10 +15,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mac_core.networks.batching import slot_origin
-from mac_core.networks.model import MacModel, slot_memory, text_memory
+from mac_core.networks.model import MacModel, copyable, slot_memory, text_memory
 from mac_core.networks.pointer import PointerMemory, ending_mask, shifted
-from mac_core.networks.prompt import Ids, join, make_prompt
-from mac_core.networks.reading import read_with_answer, start
+from mac_core.networks.prompt import Ids, Prompt, join, make_prompt
+from mac_core.networks.reading import read_prompt, read_with_answer, start
 from mac_core.networks.refine import RefineAggregation
 from mac_core.networks.select import SelectAggregation
 from mac_core.networks.values import (
@@ -40,6 +40,7 @@ from mac_core.training.losses import (
     target_weights,
 )
 from mac_core.training.past import PastDocuments
+from mac_core.training.spans import SpanHeads, span_loss
 from mac_core.types import Mode
 
 NUM_PAST_RANKED = 64  # past documents that late interaction ranks beside the batch's own
@@ -58,9 +59,11 @@ class StepConfig:
 
     mode: Mode
     num_documents: int = 1  # the right one and its distractors
+    answers: bool = True  # no: what is read is only asked where the answer stands
     selection_weight: float = 0.3
     late_weight: float = 0.3
     evidence_weight: float = 0.5
+    span_weight: float = 1.0
     null_weight: float = 0.3
     # hybrid: what is read with the text teaches the same questions read without it; 0: nothing.
     distillation_weight: float = 0.0
@@ -113,11 +116,13 @@ def training_loss(
     *,
     generator: torch.Generator,
     past: PastDocuments | None = None,
+    spans: SpanHeads | None = None,
 ) -> dict[str, Tensor]:
     """Losses of one step by name; `total` is what is minimised.
 
     Args:
         past: documents of earlier steps, to which this batch's are added; None: there are none.
+        spans: asked where the answers begin and end; None: nothing is.
     """
     framed = frame(model, batch)
     prefix: Prefix | None = None
@@ -147,20 +152,26 @@ def training_loss(
             prefix = model.prefix(target)
             copied = Copied.of_slots(model, framed, target)
             losses["evidence"] = evidence_loss(target.log_bias, copied.mask.any(1))
+            if spans is not None:
+                losses["span"] = slot_span_loss(spans, batch, target, copied)
             if target.log_null is not None and chosen.index.shape[1] > 1:
                 losses["null"] = null_loss(target.log_null)
         else:
             prefix = aggregate(model, question, encoded, chosen)
             copied = Copied.of_documents(model, framed, encoded, chosen)
-    losses |= read_answers(
-        model,
-        batch,
-        framed,
-        prefix=prefix,
-        copied=copied,
-        shown=shown if config.mode in ("text", "hybrid") else None,
-        distils=config.mode == "hybrid" and config.distillation_weight > 0.0,
-    )
+    if config.answers:
+        losses |= read_answers(
+            model,
+            batch,
+            framed,
+            prefix=prefix,
+            copied=copied,
+            shown=shown if config.mode in ("text", "hybrid") else None,
+            distils=config.mode == "hybrid" and config.distillation_weight > 0.0,
+            spans=spans,
+        )
+    elif config.mode == "text" and spans is not None:
+        losses["text_span"] = read_texts(model, spans, batch, framed, shown=shown)
     weights = {
         "answer": 1.0,
         "student": 1.0,
@@ -168,6 +179,8 @@ def training_loss(
         "selection": config.selection_weight,
         "late": config.late_weight,
         "evidence": config.evidence_weight,
+        "span": config.span_weight,
+        "text_span": config.span_weight,
         "null": config.null_weight,
     }
     losses["total"] = torch.stack([weights[name] * loss for name, loss in losses.items()]).sum()
@@ -426,6 +439,7 @@ def read_answers(
     copied: Copied | None,
     shown: Tensor | None,
     distils: bool = False,
+    spans: SpanHeads | None = None,
 ) -> dict[str, Tensor]:
     """Losses of the annotated answers behind their prompts, those of like length together.
 
@@ -433,6 +447,7 @@ def read_answers(
         shown: `(questions,)`, document whose text stands in the prompt; None: no text.
         distils: read each question without the text too (`student`), and compare with what is
             read where the right text stands (`distillation`).
+        spans: asked where in a right text the answers stand (`text_span`).
     """
     lengths = framed.question_mask.sum(1) + batch.answer_mask.sum(1).to(model.device)
     if shown is not None:
@@ -449,11 +464,11 @@ def read_answers(
         own = None if prefix is None else prefix.rows(rows)
         mine = None if copied is None else copied.rows(rows)
         text = None if shown is None else _shown_text(framed, rows, shown[rows])
-        read = _read_rows(model, question, answer, prefix=own, copied=mine, text=text)
+        read, shown_states = _read_rows(model, question, answer, prefix=own, copied=mine, text=text)
         weight = float(target_weights(read.target_mask).sum())
         found = {"answer": (_loss_of(model, read), weight)}
         if distils and shown is not None:
-            student = _read_rows(model, question, answer, prefix=own, copied=mine, text=None)
+            student, _ = _read_rows(model, question, answer, prefix=own, copied=mine, text=None)
             found["student"] = _loss_of(model, student), weight
             taught = shown[rows] == framed.right[rows]
             compared = distillation_loss(
@@ -465,10 +480,54 @@ def read_answers(
                 end_id=model.layout.end_id,
             )
             found["distillation"] = compared, float(student.target_mask[taught].sum())
+        if spans is not None and shown_states is not None:
+            loss, count = shown_states.span_loss(spans, answer_lengths=answer[1].sum(1))
+            found["text_span"] = loss / count.clamp_min(1), float(count)
         for name, (loss, counts) in found.items():
             totals[name] = totals.get(name, torch.zeros_like(loss)) + loss * counts
             weights[name] += counts
     return {name: total / max(weights[name], 1.0) for name, total in totals.items()}
+
+
+def read_texts(
+    model: MacModel, spans: SpanHeads, batch: Batch, framed: Framed, *, shown: Tensor
+) -> Tensor:
+    """Where the answers stand in the prompts' texts, read without a modulation and not answered.
+
+    Args:
+        shown: `(questions,)`, document whose text stands in the prompt.
+    """
+    answer_lengths = batch.answer_mask.sum(1).to(model.device)
+    lengths = framed.question_mask.sum(1) + framed.document_mask.sum(1)[shown]
+    parts = list[tuple[Tensor, Tensor]]()
+    for rows in by_length(lengths):
+        question = _cut(framed.question_ids, framed.question_mask, rows, QUESTION_ROUND)
+        text = _shown_text(framed, rows, shown[rows])
+        prompt = _prompt(model, question, text)
+        hidden = read_prompt(
+            model.base_lm, start(model.base_lm, batch=len(rows), prefix=None), prompt
+        )
+        states = TextStates.of(model, prompt, hidden, text)
+        parts.append(states.span_loss(spans, answer_lengths=answer_lengths[rows]))
+    losses, counts = zip(*parts, strict=True)
+    return torch.stack(losses).sum() / torch.stack(counts).sum().clamp_min(1)
+
+
+def slot_span_loss(
+    spans: SpanHeads, batch: Batch, target: TargetModulation, copied: Copied
+) -> Tensor:
+    """Where the answers begin and end among the right documents' slots that aggregation kept."""
+    assert target.origin is not None
+    is_token = (target.origin[..., Origin.DOCUMENT] == 0) & (
+        target.origin[..., Origin.POSITION] >= 0
+    )
+    loss, count = span_loss(
+        spans.slots(target.slots),
+        copy_mask=copied.mask,
+        is_token=is_token & ~torch.isneginf(target.log_bias),
+        answer_lengths=batch.answer_mask.sum(1).to(copied.mask.device),
+    )
+    return loss / count.clamp_min(1)
 
 
 def by_length(lengths: Tensor) -> tuple[Tensor, ...]:
@@ -499,6 +558,45 @@ class ShownText:
     copy_mask: Tensor  # (rows, steps, tokens), bool; a distractor's text holds no answer
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TextStates:
+    """What the base LM made of the text in some prompts, and where the answers stand in it."""
+
+    hidden: Tensor  # (rows, tokens, d_model)
+    is_token: Tensor  # (rows, tokens), bool: of the text, framing left out
+    copy_mask: Tensor  # (rows, steps, tokens), bool
+    memory: PointerMemory | None  # None: the bundle has no pointer
+
+    @classmethod
+    def of(cls, model: MacModel, prompt: Prompt, hidden: Tensor, text: ShownText) -> TextStates:
+        """Of `hidden` `(rows, any, d_model)`, at least as long as the prompt, the prompt's part."""
+        tokens = prompt.ids.shape[1]
+        return cls(
+            hidden=hidden[:, :tokens],
+            is_token=copyable(model, prompt),
+            copy_mask=F.pad(text.copy_mask, (0, tokens - text.copy_mask.shape[-1])),
+            memory=None if model.pointer is None else text_memory(model, prompt, hidden),
+        )
+
+    def span_loss(self, spans: SpanHeads, *, answer_lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """See `spans.span_loss`; a row that shows a distractor's text does not count."""
+        return span_loss(
+            spans.text(self.hidden),
+            copy_mask=self.copy_mask,
+            is_token=self.is_token,
+            answer_lengths=answer_lengths,
+        )
+
+
+def _prompt(model: MacModel, question: Ids, text: ShownText | None) -> Prompt:
+    return make_prompt(
+        question,
+        None if text is None else (text.ids, text.mask),
+        attention=model.config.prompt_attention,
+        text_position=model.config.max_question_tokens,
+    )
+
+
 def _shown_text(framed: Framed, rows: Tensor, shown: Tensor) -> ShownText:
     ids, mask = _cut(framed.document_ids, framed.document_mask, shown, DOCUMENT_ROUND)
     is_right = (shown == framed.right[rows])[:, None, None]
@@ -514,27 +612,20 @@ def _read_rows(
     prefix: Prefix | None,
     copied: Copied | None,
     text: ShownText | None,
-) -> AnswerStates:
-    """Read some rows with their annotated answers behind them."""
+) -> tuple[AnswerStates, TextStates | None]:
+    """Read some rows with their annotated answers behind them; and what was read of their text."""
     answer_ids, answer_mask = answer
     num_steps = answer_ids.shape[1] + 1
-    prompt = make_prompt(
-        question,
-        None if text is None else (text.ids, text.mask),
-        attention=model.config.prompt_attention,
-        text_position=model.config.max_question_tokens,
-    )
+    prompt = _prompt(model, question, text)
     context = start(model.base_lm, batch=len(answer_ids), prefix=prefix)
     hidden = read_with_answer(model.base_lm, context, prompt, answer)
     ids, _ = join((prompt.ids, prompt.mask), answer)
-    if text is not None and model.pointer is not None:
-        memory = text_memory(model, prompt, hidden)
-        width = memory.token_ids.shape[1] - text.copy_mask.shape[-1]
-        text_mask = F.pad(text.copy_mask, (0, width))
+    states = None if text is None else TextStates.of(model, prompt, hidden, text)
+    if states is not None and states.memory is not None:
         copied = (
-            Copied(memory=memory, mask=text_mask)
+            Copied(memory=states.memory, mask=states.copy_mask)
             if copied is None
-            else copied.beside(memory, text_mask)
+            else copied.beside(states.memory, states.copy_mask)
         )
     steps = torch.arange(num_steps, device=model.device)
     where = prompt.lengths[:, None] - 1 + steps  # (rows, steps): before each target
@@ -547,7 +638,7 @@ def _read_rows(
     if copied is not None:
         mask = copied.mask[:, :num_steps]
         copy_mask = torch.cat([mask, ending_mask(mask, answer_mask.sum(1))], dim=-1)
-    return AnswerStates(
+    read = AnswerStates(
         hidden=hidden.gather(1, where[..., None].expand(-1, -1, hidden.shape[-1])),
         last=model.base_lm.input_embeddings(ids.gather(1, where)),
         targets=targets,
@@ -555,6 +646,7 @@ def _read_rows(
         copy_mask=copy_mask,
         memory=None if copied is None else copied.memory,
     )
+    return read, states
 
 
 def _cut(ids: Tensor, mask: Tensor, rows: Tensor, multiple: int) -> tuple[Tensor, Tensor]:

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import AdamW
 from transformers import PreTrainedModel
+from transformers.models.bert.modeling_bert import BertSelfAttention
 
 from mac_core.networks.latent import LatentAmortization
 from mac_core.networks.model import MacModel
@@ -28,8 +29,10 @@ from mac_core.networks.stack import EncoderStack
 from mac_core.training.data import Batch, sample_batch
 from mac_core.training.encoding import EncodedParagraphs, IntArray
 from mac_core.training.options import MiniOptions
+from mac_core.training.parallel import Group
 from mac_core.training.past import PastDocuments
 from mac_core.training.resume import load_training_state, save_training_state
+from mac_core.training.spans import TrainedModel
 from mac_core.training.step import StepConfig, selection_only, training_loss
 from mac_core.training.validation import held_out_losses
 
@@ -64,15 +67,19 @@ class Trainer:
         options: MiniOptions,
         *,
         clock: Callable[[], float] = time.monotonic,
+        group: Group | None = None,
     ) -> None:
+        """Seed torch the same in every process of a `group` before the model is made."""
         self.model = model
+        self._trained = TrainedModel(model)
         self.options = options
         self._clock = clock  # seconds; the budget is counted by it
+        self._group = group
         self.progress = Progress()
         self._encoded = encoded
         self._neighbours = neighbours
-        self._optimizer = make_optimizer(model, options)
-        self._rng = np.random.default_rng(options.seed)
+        self._optimizer = make_optimizer(self._trained, options)
+        self._rng = self._own_rng()
         self._past = PastDocuments(options.past_documents) if model.points_at_slots else None
         self._device_type = torch.device(options.device).type  # of "cuda:1", "cuda"
         self._autocasts = bf16_pays(self._device_type)
@@ -88,17 +95,32 @@ class Trainer:
         if not self.state_file.is_file():
             return False
         saved = load_training_state(
-            self.state_file, model=self.model, optimizer=self._optimizer, rng=self._rng
+            self.state_file, model=self._trained, optimizer=self._optimizer, rng=self._rng
         )
         self.progress = Progress(step=saved.step, **saved.notes)
+        if not self.is_first:
+            self._rng = self._own_rng()
         return True
 
+    @property
+    def is_first(self) -> bool:
+        """Whether this process is alone or the one that writes."""
+        return self._group is None or self._group.rank == 0
+
+    def _own_rng(self) -> np.random.Generator:
+        """Of its batches; every process has others."""
+        if self._group is None or self._group.rank == 0:
+            return np.random.default_rng(self.options.seed)
+        return np.random.default_rng([self.options.seed, self.progress.step, self._group.rank])
+
     def save(self) -> None:
-        """Write a checkpoint that `resume` takes up."""
+        """Write a checkpoint that `resume` takes up, once for all processes."""
+        if not self.is_first:
+            return
         notes = asdict(self.progress)
         save_training_state(
             self.state_file,
-            model=self.model,
+            model=self._trained,
             optimizer=self._optimizer,
             rng=self._rng,
             step=notes.pop("step"),
@@ -120,6 +142,8 @@ class Trainer:
             began = self._clock()
             window.append(self._step())
             self.progress.elapsed_s += self._clock() - began
+            if self._group is not None:  # all go on to the next stage, and end, with the first
+                self.progress.elapsed_s = self._group.first_of(self.progress.elapsed_s)
             if len(window) == self.options.log_every:
                 yield self._report(window)
                 window = []
@@ -133,7 +157,11 @@ class Trainer:
         reading = 1.0 if self._selection is None else 1.0 - options.selection_share
         if share < reading:
             self._set_rate(share / reading)
-            config = draw_step(options, share=share / reading, rng=self._rng)
+            # Of the seed and the step alone: what is drawn is the same in all processes.
+            rng = np.random.default_rng([options.seed, self.progress.step])
+            config = draw_step(options, share=share / reading, rng=rng)
+            # Where answers stand is asked of what reads; which words there are stays as it is.
+            self.model.base_lm.input_embeddings.requires_grad_(config.answers)
             batch = self._sample(options.num_paragraphs)
             losses, mode = self._read(batch, config), str(config.mode)
         else:
@@ -141,11 +169,14 @@ class Trainer:
             batch = self._sample(SELECTION_TIMES * options.num_paragraphs)
             losses, mode = self._select(batch), "alone"
         losses["total"].backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        if self._group is not None:
+            self._group.average_gradients(self._trained)
+        nn.utils.clip_grad_norm_(self._trained.parameters(), 1.0)
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
         self.progress.step += 1
-        self.progress.questions += len(batch.question_ids)
+        processes = 1 if self._group is None else self._group.size
+        self.progress.questions += processes * len(batch.question_ids)
         return {
             f"{name}_{mode}": loss.detach()  # read later: a GPU is not waited for
             for name, loss in losses.items()
@@ -161,7 +192,14 @@ class Trainer:
     def _read(self, batch: Batch, config: StepConfig) -> dict[str, Tensor]:
         generator = torch.Generator().manual_seed(int(self._rng.integers(2**62)))
         with torch.autocast(self._device_type, torch.bfloat16, enabled=self._autocasts):
-            return training_loss(self.model, batch, config, generator=generator, past=self._past)
+            return training_loss(
+                self.model,
+                batch,
+                config,
+                generator=generator,
+                past=self._past,
+                spans=self._trained.spans,
+            )
 
     def _select(self, batch: Batch) -> dict[str, Tensor]:
         assert self._selection is not None
@@ -205,8 +243,9 @@ class Trainer:
             "questions": self.progress.questions,
             **{name: round(value, 4) for name, value in values.items()},
         }
-        with self._log.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        if self.is_first:
+            with self._log.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
         return line
 
 
@@ -218,8 +257,10 @@ def draw_step(options: MiniOptions, *, share: float, rng: np.random.Generator) -
     modes, weights = zip(*options.modes, strict=True)
     mode = modes[int(rng.choice(len(modes), p=weights))]
     many = share >= options.bank_after and rng.random() < options.crowded_share
+    answers = share >= options.span_share
     return StepConfig(
-        mode=mode,
+        mode=mode if answers or mode == "text" else "memory",
+        answers=answers,
         num_documents=options.max_documents if many else 1,
         distillation_weight=options.distillation_weight,
         null_weight=options.null_weight,
@@ -232,25 +273,29 @@ def selection_layers(model: MacModel) -> nn.Module | None:
 
 
 def set_dropout(model: nn.Module, probability: float) -> None:
-    """Of every layer, attention's included; without effect outside training mode.
+    """Of what every layer adds to its states; without effect outside training mode.
 
-    The configurations stay as they are: a bundle says nothing of how it was trained.
+    Not of attention's weights, most of the random numbers that a layer would draw: on a CPU they
+    cost as much as all its products. The configurations stay as they are: a bundle says nothing of
+    how it was trained.
     """
+    weights = {id(part.dropout) for part in model.modules() if isinstance(part, BertSelfAttention)}
     for part in model.modules():
         if isinstance(part, nn.Dropout):
-            part.p = probability
+            part.p = 0.0 if id(part) in weights else probability
 
 
-def make_optimizer(model: MacModel, options: MiniOptions) -> AdamW:
+def make_optimizer(trained: TrainedModel, options: MiniOptions) -> AdamW:
     """AdamW in two groups: warm-started weights, and heads that start at random."""
-    heads = [*model.prefix.parameters()]
+    model = trained.model
+    heads = [*trained.spans.parameters(), *model.prefix.parameters()]
     if not isinstance(model.aggregation, RefineAggregation):
         heads += [*model.aggregation.parameters()]
     elif model.aggregation.late is not None:
         heads += [*model.aggregation.late.parameters()]
     heads += [] if model.pointer is None else [*model.pointer.parameters()]
     mine = {id(parameter) for parameter in heads}
-    warm = [parameter for parameter in model.parameters() if id(parameter) not in mine]
+    warm = [parameter for parameter in trained.parameters() if id(parameter) not in mine]
     return AdamW(
         [{"params": warm, "scale": 1.0}, {"params": heads, "scale": options.head_rate}],
         lr=options.learning_rate,

@@ -17,7 +17,9 @@ from mac_core.errors import CheckpointError
 from mac_core.networks.model import MacModel
 from mac_core.training.data import Batch
 from mac_core.training.options import MiniOptions
+from mac_core.training.parallel import Group
 from mac_core.training.past import PastDocuments
+from mac_core.training.spans import TrainedModel
 from mac_core.training.step import StepConfig, training_loss
 from mac_core.training.trainer import Trainer, draw_step, make_optimizer
 from tests.builders import tiny_bert_model, tiny_latent_model
@@ -37,7 +39,12 @@ def ticking() -> Callable[[], float]:
 
 
 def trainer_in(
-    directory: Path, *, model: MacModel | None = None, steps: int = STEPS, **changes: Any
+    directory: Path,
+    *,
+    model: MacModel | None = None,
+    steps: int = STEPS,
+    group: Group | None = None,
+    **changes: Any,
 ) -> Trainer:
     options: dict[str, Any] = {
         "num_paragraphs": 4,
@@ -59,6 +66,7 @@ def trainer_in(
             **(options | changes),
         ),
         clock=ticking(),
+        group=group,
     )
 
 
@@ -103,6 +111,25 @@ def test_modes_are_drawn_by_their_shares() -> None:
     drawn = [draw_step(options, share=0.5, rng=rng).mode for _ in range(2000)]
     assert set(drawn) == {"text", "memory"}
     assert drawn.count("text") / len(drawn) == pytest.approx(0.75, abs=0.04)
+
+
+def test_where_answers_stand_is_asked_first_and_alone() -> None:
+    options = MiniOptions(data_directory=Path(), run_directory=Path(), minutes=1.0, span_share=0.5)
+    rng = np.random.default_rng(0)
+    first = [draw_step(options, share=0.49, rng=rng) for _ in range(300)]
+    assert {step.mode for step in first} == {"memory", "text"}
+    assert not any(step.answers for step in first)
+    assert all(draw_step(options, share=0.5, rng=rng).answers for _ in range(50))
+
+
+def test_embeddings_stay_where_no_answer_is_written(tmp_path: Path) -> None:
+    model = tiny_latent_model()
+    before = weights(model)
+    list(trainer_in(tmp_path, model=model, span_share=1.0, selection_share=0.0).run())
+    name = next(name for name in before if name.endswith("word_embeddings.weight"))
+    moved = [key for key, value in weights(model).items() if not torch.equal(value, before[key])]
+    assert name not in moved
+    assert any(key.startswith("aggregation.stack") for key in moved)
 
 
 @pytest.fixture
@@ -237,12 +264,14 @@ def test_heads_that_start_at_random_learn_faster_than_what_is_warm(
     architecture: str, random: tuple[str, ...]
 ) -> None:
     model = MODELS[architecture]()
+    trained = TrainedModel(model)
     options = MiniOptions(data_directory=Path(), run_directory=Path(), minutes=1.0, head_rate=5.0)
-    warm, heads = make_optimizer(model, options).param_groups
+    warm, heads = make_optimizer(trained, options).param_groups
     assert (warm["scale"], heads["scale"]) == (1.0, 5.0)
     fast = {id(p) for name in random for p in model.get_submodule(name).parameters()}
+    fast |= {id(p) for p in trained.spans.parameters()}
     assert {id(p) for p in heads["params"]} == fast
-    assert len(warm["params"]) + len(heads["params"]) == len(list(model.parameters()))
+    assert len(warm["params"]) + len(heads["params"]) == len(list(trained.parameters()))
 
 
 @pytest.mark.parametrize(("slow", "pays"), [(torch.float32, True), (torch.bfloat16, False)])
