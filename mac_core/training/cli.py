@@ -77,10 +77,7 @@ def mini(
     ] = 512,
     seed: Annotated[int, typer.Option()] = 0,
     device: Annotated[str, typer.Option(help="Torch device.")] = "cpu",
-    num_threads: Annotated[int, typer.Option(min=1, help="CPU threads, in all.")] = 2,
-    num_processes: Annotated[
-        int, typer.Option(min=1, help="Train on a CPU in so many, gradients averaged.")
-    ] = 1,
+    num_threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 2,
     num_paragraphs: Annotated[int, typer.Option(min=4, help="Paragraphs a step.")] = 16,
     sources: Annotated[str, typer.Option(help="Corpora by comma; name:share draws less.")] = (
         ",".join(SOURCES)
@@ -116,7 +113,6 @@ def mini(
         seed=seed,
         device=device,
         num_threads=num_threads,
-        num_processes=num_processes,
         num_paragraphs=num_paragraphs,
         sources=tuple(name for name in sources.split(",") if name),
     )

@@ -33,7 +33,6 @@ from mac_core.training.data import (
 from mac_core.training.held_out import HeldOut
 from mac_core.training.infilling import load_infilling
 from mac_core.training.options import MiniOptions, parse_share
-from mac_core.training.parallel import Group, companions
 from mac_core.training.resume import load_training_state
 from mac_core.training.spans import TrainedModel
 from mac_core.training.trainer import STATE_FILE, Progress, Trainer, make_optimizer
@@ -90,21 +89,9 @@ def train_mini(options: MiniOptions, *, report: Report = lambda line: None) -> M
 
     Raises:
         CheckpointError: the bundle to start from is damaged or of another shape.
-        ValueError: several processes, but not on a CPU.
     """
-    if options.num_processes > 1 and options.device != "cpu":
-        raise ValueError(f"several processes train on a CPU, not on {options.device}")
-    with companions(_accompany, options.num_processes, options) as group:
-        return _train(options, group, report=report)
-
-
-def _accompany(group: Group, options: MiniOptions) -> None:
-    _train(options, group, report=lambda line: None)
-
-
-def _train(options: MiniOptions, group: Group | None, *, report: Report) -> MacModel:
     options.run_directory.mkdir(parents=True, exist_ok=True)
-    torch.set_num_threads(max(1, options.num_threads // options.num_processes))
+    torch.set_num_threads(options.num_threads)
     torch.manual_seed(options.seed)
     train, held_out = load_sources(options)
     model = warm_mini(options)
@@ -118,11 +105,11 @@ def _train(options: MiniOptions, group: Group | None, *, report: Report) -> MacM
     fast.no_truncation()
     fast.encode_special_tokens = True  # as `tokenization.Tokenizer` reads documents
     encoded = encode_paragraphs(train, fast)
-    trainer = Trainer(model, encoded, mine_neighbours(encoded), options, group=group)
+    trainer = Trainer(model, encoded, mine_neighbours(encoded), options)
     trainer.resume()
     for line in trainer.run():
         report(line)
-    if trainer.is_first and held_out and options.validation_questions:
+    if held_out and options.validation_questions:
         kept = encode_paragraphs(held_out, fast)
         report(trainer.validate(kept, mine_neighbours(kept)))
     return model

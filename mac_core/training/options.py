@@ -57,8 +57,7 @@ class MiniOptions:
     checkpoint_minutes: float = 3.0
     log_every: int = 25  # steps
     device: str = "cpu"
-    num_threads: int = 2  # of all processes together
-    num_processes: int = 1  # on a CPU; each has batches of its own, gradients are averaged
+    num_threads: int = 2
     further_share: float = 0.35  # of the paragraphs of each source but the first that is drawn
     sources: tuple[str, ...] = SOURCES  # `name`, or `name:share` with a share of its own
 

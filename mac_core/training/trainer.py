@@ -29,7 +29,6 @@ from mac_core.networks.stack import EncoderStack
 from mac_core.training.data import Batch, sample_batch
 from mac_core.training.encoding import EncodedParagraphs, IntArray
 from mac_core.training.options import MiniOptions
-from mac_core.training.parallel import Group
 from mac_core.training.past import PastDocuments
 from mac_core.training.resume import load_training_state, save_training_state
 from mac_core.training.spans import TrainedModel
@@ -67,19 +66,16 @@ class Trainer:
         options: MiniOptions,
         *,
         clock: Callable[[], float] = time.monotonic,
-        group: Group | None = None,
     ) -> None:
-        """Seed torch the same in every process of a `group` before the model is made."""
         self.model = model
         self._trained = TrainedModel(model)
         self.options = options
         self._clock = clock  # seconds; the budget is counted by it
-        self._group = group
         self.progress = Progress()
         self._encoded = encoded
         self._neighbours = neighbours
         self._optimizer = make_optimizer(self._trained, options)
-        self._rng = self._own_rng()
+        self._rng = np.random.default_rng(options.seed)
         self._past = PastDocuments(options.past_documents) if model.points_at_slots else None
         self._device_type = torch.device(options.device).type  # of "cuda:1", "cuda"
         self._autocasts = bf16_pays(self._device_type)
@@ -98,25 +94,10 @@ class Trainer:
             self.state_file, model=self._trained, optimizer=self._optimizer, rng=self._rng
         )
         self.progress = Progress(step=saved.step, **saved.notes)
-        if not self.is_first:
-            self._rng = self._own_rng()
         return True
 
-    @property
-    def is_first(self) -> bool:
-        """Whether this process is alone or the one that writes."""
-        return self._group is None or self._group.rank == 0
-
-    def _own_rng(self) -> np.random.Generator:
-        """Of its batches; every process has others."""
-        if self._group is None or self._group.rank == 0:
-            return np.random.default_rng(self.options.seed)
-        return np.random.default_rng([self.options.seed, self.progress.step, self._group.rank])
-
     def save(self) -> None:
-        """Write a checkpoint that `resume` takes up, once for all processes."""
-        if not self.is_first:
-            return
+        """Write a checkpoint that `resume` takes up."""
         notes = asdict(self.progress)
         save_training_state(
             self.state_file,
@@ -142,8 +123,6 @@ class Trainer:
             began = self._clock()
             window.append(self._step())
             self.progress.elapsed_s += self._clock() - began
-            if self._group is not None:  # all go on to the next stage, and end, with the first
-                self.progress.elapsed_s = self._group.first_of(self.progress.elapsed_s)
             if len(window) == self.options.log_every:
                 yield self._report(window)
                 window = []
@@ -157,9 +136,7 @@ class Trainer:
         reading = 1.0 if self._selection is None else 1.0 - options.selection_share
         if share < reading:
             self._set_rate(share / reading)
-            # Of the seed and the step alone: what is drawn is the same in all processes.
-            rng = np.random.default_rng([options.seed, self.progress.step])
-            config = draw_step(options, share=share / reading, rng=rng)
+            config = draw_step(options, share=share / reading, rng=self._rng)
             # Where answers stand is asked of what reads; which words there are stays as it is.
             self.model.base_lm.input_embeddings.requires_grad_(config.answers)
             batch = self._sample(options.num_paragraphs)
@@ -169,14 +146,11 @@ class Trainer:
             batch = self._sample(SELECTION_TIMES * options.num_paragraphs)
             losses, mode = self._select(batch), "alone"
         losses["total"].backward()  # type: ignore[no-untyped-call]
-        if self._group is not None:
-            self._group.average_gradients(self._trained)
         nn.utils.clip_grad_norm_(self._trained.parameters(), 1.0)
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
         self.progress.step += 1
-        processes = 1 if self._group is None else self._group.size
-        self.progress.questions += processes * len(batch.question_ids)
+        self.progress.questions += len(batch.question_ids)
         return {
             f"{name}_{mode}": loss.detach()  # read later: a GPU is not waited for
             for name, loss in losses.items()
@@ -243,9 +217,8 @@ class Trainer:
             "questions": self.progress.questions,
             **{name: round(value, 4) for name, value in values.items()},
         }
-        if self.is_first:
-            with self._log.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
+        with self._log.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
         return line
 
 

@@ -17,7 +17,6 @@ from mac_core.errors import CheckpointError
 from mac_core.networks.model import MacModel
 from mac_core.training.data import Batch
 from mac_core.training.options import MiniOptions
-from mac_core.training.parallel import Group
 from mac_core.training.past import PastDocuments
 from mac_core.training.spans import TrainedModel
 from mac_core.training.step import StepConfig, training_loss
@@ -43,7 +42,6 @@ def trainer_in(
     *,
     model: MacModel | None = None,
     steps: int = STEPS,
-    group: Group | None = None,
     **changes: Any,
 ) -> Trainer:
     options: dict[str, Any] = {
@@ -66,7 +64,6 @@ def trainer_in(
             **(options | changes),
         ),
         clock=ticking(),
-        group=group,
     )
 
 
