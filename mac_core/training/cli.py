@@ -34,6 +34,9 @@ def mini(
         Path | None,
         typer.Option(exists=True, file_okay=False, help="Train this bundle's weights further."),
     ] = None,
+    start_share: Annotated[
+        float, typer.Option(min=0.0, max=1.0, help="Of its weights, in what is exported.")
+    ] = 0.0,
     selection_restarts: Annotated[
         bool, typer.Option("--selection-restarts", help="But for the layers that select.")
     ] = False,
@@ -96,6 +99,7 @@ def mini(
     options = replace(
         MiniOptions(data_directory=data, run_directory=run, minutes=minutes),
         start_from=start_from,
+        start_share=start_share,
         selection_restarts=selection_restarts,
         selection_share=selection_share,
         span_share=span_share,

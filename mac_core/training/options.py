@@ -28,6 +28,7 @@ class MiniOptions:
     run_directory: Path
     minutes: float  # wall-clock budget of this run; the learning rate falls to 0 at its end
     start_from: Path | None = None  # a bundle whose weights are trained further; None: MiniLM's
+    start_share: float = 0.0  # of that bundle's weights, in what is exported
     seed: int = 0
     num_paragraphs: int = 16  # per step, half of them neighbours of the others
     questions_per_paragraph: int = 4

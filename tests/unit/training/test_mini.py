@@ -106,20 +106,34 @@ def test_recipe_draws_its_batches_of_mined_neighbours(
     assert all(np.array_equal(neighbours, mined) for neighbours in drawn_of)
 
 
-def test_what_a_bundle_lacks_begins_untrained_and_what_is_unknown_is_refused() -> None:
-    old = tiny_latent_model(seed=0)
-    base_lm, networks = model_states(old)
-    without = {k: v for k, v in networks.items() if ".late." not in k}
-    contents = BundleContents(
-        config=old.config,
+def contents_of(model: MacModel) -> BundleContents:
+    base_lm, networks = model_states(model)
+    return BundleContents(
+        config=model.config,
         base_lm_config={},
         encoder_config=None,
         base_lm_state=base_lm,
-        amortization_state=without,
+        amortization_state=networks,
         tokenizer_json="",
-        fingerprint=old.fingerprint,
+        fingerprint=model.fingerprint,
         manifest={},
     )
+
+
+def test_what_is_exported_may_lie_between_the_start_and_the_end() -> None:
+    start, trained = tiny_latent_model(seed=0), tiny_latent_model(seed=1)
+    before = {name: weight.detach().clone() for name, weight in trained.named_parameters()}
+    mini.mix(trained, contents_of(start), share=0.25)
+    for name, weight in start.named_parameters():
+        between = 0.25 * weight.detach() + 0.75 * before[name]
+        torch.testing.assert_close(trained.get_parameter(name).detach(), between)
+
+
+def test_what_a_bundle_lacks_begins_untrained_and_what_is_unknown_is_refused() -> None:
+    old = tiny_latent_model(seed=0)
+    contents = contents_of(old)
+    without = {k: v for k, v in contents.amortization_state.items() if ".late." not in k}
+    contents = replace(contents, amortization_state=without)
     new = tiny_latent_model(seed=1)
     fresh = new.aggregation.late.key.weight.clone()
     mini.start_from(new, contents)
@@ -168,18 +182,7 @@ def test_source_that_is_none_is_refused(tmp_path: Path, source: str, reason: str
 def test_layers_that_only_selection_uses_may_begin_again() -> None:
     old, new = tiny_latent_model(seed=0), tiny_latent_model(seed=1)
     fresh = {name: value.clone() for name, value in new.state_dict().items()}
-    base_lm, networks = model_states(old)
-    contents = BundleContents(
-        config=old.config,
-        base_lm_config={},
-        encoder_config=None,
-        base_lm_state=base_lm,
-        amortization_state=networks,
-        tokenizer_json="",
-        fingerprint=old.fingerprint,
-        manifest={},
-    )
-    mini.start_from(new, contents, selection_restarts=True)
+    mini.start_from(new, contents_of(old), selection_restarts=True)
     wanted = {
         name: fresh[name] if name.startswith("amortization.upper.") else value
         for name, value in old.state_dict().items()
