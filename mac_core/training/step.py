@@ -565,7 +565,6 @@ class TextStates:
     hidden: Tensor  # (rows, tokens, d_model)
     is_token: Tensor  # (rows, tokens), bool: of the text, framing left out
     copy_mask: Tensor  # (rows, steps, tokens), bool
-    memory: PointerMemory | None  # None: the bundle has no pointer
 
     @classmethod
     def of(cls, model: MacModel, prompt: Prompt, hidden: Tensor, text: ShownText) -> TextStates:
@@ -575,7 +574,6 @@ class TextStates:
             hidden=hidden[:, :tokens],
             is_token=copyable(model, prompt),
             copy_mask=F.pad(text.copy_mask, (0, tokens - text.copy_mask.shape[-1])),
-            memory=None if model.pointer is None else text_memory(model, prompt, hidden),
         )
 
     def span_loss(self, spans: SpanHeads, *, answer_lengths: Tensor) -> tuple[Tensor, Tensor]:
@@ -621,11 +619,12 @@ def _read_rows(
     hidden = read_with_answer(model.base_lm, context, prompt, answer)
     ids, _ = join((prompt.ids, prompt.mask), answer)
     states = None if text is None else TextStates.of(model, prompt, hidden, text)
-    if states is not None and states.memory is not None:
+    if states is not None and model.pointer is not None:
+        memory = text_memory(model, prompt, hidden)
         copied = (
-            Copied(memory=states.memory, mask=states.copy_mask)
+            Copied(memory=memory, mask=states.copy_mask)
             if copied is None
-            else copied.beside(states.memory, states.copy_mask)
+            else copied.beside(memory, states.copy_mask)
         )
     steps = torch.arange(num_steps, device=model.device)
     where = prompt.lengths[:, None] - 1 + steps  # (rows, steps): before each target

@@ -85,6 +85,9 @@ def test_run_starts_from_a_bundles_weights(options: MiniOptions, tmp_path: Path)
     assert manifest["training"]["before"] == first["training"]
     hashes = manifest["training"]["options"]["start_from"]
     assert hashes == asdict(read_bundle(tmp_path / "first").fingerprint)
+    back = replace(further, start_share=1.0)  # nothing of what was trained
+    export_mini(back, tmp_path / "third", dtype="float32", calibration_questions=4)
+    torch.testing.assert_close(load_bundle(tmp_path / "third").state_dict(), model.state_dict())
 
 
 @pytest.mark.usefixtures("_tiny")
