@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from mac_core.training.options import MODES, SOURCES, MiniOptions, parse_modes
+from mac_core.training.options import MODES, SOURCES, MiniOptions, parse_mode_shares
 
 if TYPE_CHECKING:
     from mac_core.training.calibration import Calibration
@@ -93,7 +93,7 @@ def mini(
     from mac_core.training.mini import export_mini, train_mini
 
     try:
-        shares = parse_modes(modes)
+        shares = parse_mode_shares(modes)
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="--modes") from error
     options = replace(

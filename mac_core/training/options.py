@@ -63,7 +63,7 @@ class MiniOptions:
     sources: tuple[str, ...] = SOURCES  # `name`, or `name:share` with a share of its own
 
 
-def parse_modes(text: str) -> tuple[tuple[Mode, float], ...]:
+def parse_mode_shares(text: str) -> tuple[tuple[Mode, float], ...]:
     """`memory:3,hybrid:1` as modes and their shares, scaled to 1.
 
     Raises:

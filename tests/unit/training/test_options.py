@@ -3,18 +3,18 @@
 import pytest
 
 from mac_core.training.cli import mini
-from mac_core.training.options import MODES, parse_modes
+from mac_core.training.options import MODES, parse_mode_shares
 
 
 def test_shares_of_modes_are_in_proportion() -> None:
-    shares = parse_modes("memory:3,hybrid:0.75,text:0.25")
+    shares = parse_mode_shares("memory:3,hybrid:0.75,text:0.25")
     assert shares == (("memory", 0.75), ("hybrid", 0.1875), ("text", 0.0625))
 
 
 def test_command_proposes_the_shares_that_the_options_have() -> None:
     proposed = mini.__defaults__ or ()
     text = next(value for value in proposed if str(value).startswith("memory:"))
-    assert dict(parse_modes(text)) == pytest.approx(dict(MODES))
+    assert dict(parse_mode_shares(text)) == pytest.approx(dict(MODES))
 
 
 @pytest.mark.parametrize(
@@ -24,4 +24,4 @@ def test_command_proposes_the_shares_that_the_options_have() -> None:
 )
 def test_what_is_no_list_of_modes_is_refused_by_name(text: str) -> None:
     with pytest.raises(ValueError, match=repr(text.split(",")[-1])):
-        parse_modes(text)
+        parse_mode_shares(text)
