@@ -275,8 +275,8 @@ class Bench:
     def __init__(self, *, device: str, precision: str, documents: int, repeats: int) -> None:
         self.device = torch.device(device)
         self.precision = precision
-        # Of the weights. On a CPU they stay as `load_bundle` makes them: its layer norms take no two
-        # dtypes, and autocast casts for the products alone.
+        # Of the weights. On a CPU they stay as `load_bundle` makes them: a layer norm there takes
+        # no two dtypes, and autocast casts for the products alone.
         is_low = precision == "bfloat16" and self.device.type != "cpu"
         self.dtype = torch.bfloat16 if is_low else torch.float32
         self.documents = documents
