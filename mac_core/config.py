@@ -44,7 +44,8 @@ class AmortizationConfig:
 
     `t5`: the paper's T5 encoder-decoder over learned tokens; `layerwise`: a bidirectional encoder
     of the base LM's depth whose hidden states of every layer are the modulation; `latent`: the
-    states after the encoder's first `depth` layers, one slot per token.
+    states after the encoder's first `depth` layers, one slot per token; `selection_layers` more
+    make the selection key.
     """
 
     kind: Literal["t5", "layerwise", "latent"]
@@ -54,10 +55,18 @@ class AmortizationConfig:
     chunk_overlap_tokens: int = 32
     pool: int = 1  # layerwise: neighbouring positions averaged into one slot
     depth: int = 1  # latent: encoder layers below the modulation
+    selection_layers: int | None = None  # latent: above it, alone; None: the encoder's others
+    # latent: where a document's positions begin. A question's begin at 0; read together they tell
+    # the two apart, as those of text in the base LM's prompt do.
+    document_position: int = 0
 
     def __post_init__(self) -> None:
         _check_positive(self, "num_virtual_tokens", "d_modulation", "max_tokens", "pool")
         _check_positive(self, "depth")
+        if self.selection_layers is not None:
+            _check_positive(self, "selection_layers")
+        if self.document_position < 0:
+            raise ValueError(f"document_position={self.document_position} is below zero")
         if not 0 <= self.chunk_overlap_tokens < self.max_tokens // 2:
             raise ValueError(
                 f"chunk_overlap_tokens={self.chunk_overlap_tokens} is not in "

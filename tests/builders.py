@@ -40,6 +40,7 @@ WIDTH, LAYERS, HEADS, KV_HEADS = 32, 2, 4, 2
 MAX_POSITIONS = 1024
 D_LATE = 8
 MAX_TOKENS = 128  # of a chunk, framing included
+DOCUMENT_POSITION = 128  # of a chunk's first token, where a question's do not reach
 WORDS = (
     "the a of in is was and to by for who what where when which how many did does "
     "river rises flows mountains built year name elbe dam bridge sea north city "
@@ -116,6 +117,7 @@ def tiny_latent_model(
             max_tokens=MAX_TOKENS,
             chunk_overlap_tokens=16,
             depth=1,
+            document_position=DOCUMENT_POSITION,
         ),
         aggregation=AggregationConfig(
             kind="refine",

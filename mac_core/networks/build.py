@@ -131,7 +131,12 @@ def _amortization(config: ModelConfig, encoder_config: Mapping[str, Any]) -> Amo
             dict(encoder_config), pool=config.amortization.pool
         )
     if config.amortization.kind == "latent":
-        return LatentAmortization(encoder_config, depth=config.amortization.depth)
+        return LatentAmortization(
+            encoder_config,
+            depth=config.amortization.depth,
+            selection_layers=config.amortization.selection_layers,
+            document_position=config.amortization.document_position,
+        )
     return T5Reader(config.amortization, encoder_config, d_key=config.selection.d_key)
 
 
@@ -197,6 +202,12 @@ def _check_widths(config: ModelConfig, *, base_lm: BaseLM, encoder: Any) -> None
             raise CheckpointError(
                 f"amortization.depth is {config.amortization.depth}, "
                 f"the encoder has {encoder.num_hidden_layers} layers"
+            )
+        positions = config.amortization.document_position + config.amortization.max_tokens
+        if positions > encoder.max_position_embeddings:
+            raise CheckpointError(
+                f"documents take positions up to {positions}, "
+                f"the encoder has {encoder.max_position_embeddings}"
             )
         wanted = {
             "encoder hidden_size": (encoder.hidden_size, base_lm.d_model),

@@ -31,13 +31,26 @@ from mac_core.networks.values import (
 class LatentAmortization(AmortizationNetwork):
     """Document token embeddings -> one latent per token, and a selection key."""
 
-    def __init__(self, encoder_config: Mapping[str, Any], *, depth: int) -> None:
-        """`depth` layers make the modulation, the encoder's others its selection key."""
+    def __init__(
+        self,
+        encoder_config: Mapping[str, Any],
+        *,
+        depth: int,
+        selection_layers: int | None = None,
+        document_position: int = 0,
+    ) -> None:
+        """`depth` layers make the modulation, `selection_layers` above them its selection key.
+
+        Args:
+            selection_layers: None: as many as the encoder has above `depth`.
+            document_position: where positions of documents begin; those of questions begin at 0.
+        """
         super().__init__()
         self.encoder_config = dict(encoder_config)  # of all layers
+        self.document_position = document_position
         values = dict(encoder_config)
         config = AutoConfig.for_model(values.pop("model_type"), **values)
-        above = config.num_hidden_layers - depth
+        above = config.num_hidden_layers - depth if selection_layers is None else selection_layers
         config.num_hidden_layers = depth
         self.lower: Any = AutoModel.from_config(
             config, attn_implementation="sdpa", add_pooling_layer=False
@@ -47,7 +60,7 @@ class LatentAmortization(AmortizationNetwork):
 
     def encode_documents(self, ids: Tensor, embeddings: Tensor, mask: Tensor) -> DocumentEncoding:
         """Read the base LM's embeddings of the documents, one pass; every position is a slot."""
-        states = self._lower(embeddings, mask)
+        states = self._lower(embeddings, mask, first=self.document_position)
         return DocumentEncoding(
             slots=states,
             slot_mask=mask,
@@ -62,8 +75,11 @@ class LatentAmortization(AmortizationNetwork):
             states=states, mask=mask, selection_query=self._selection(states, mask)
         )
 
-    def _lower(self, embeddings: Tensor, mask: Tensor) -> Tensor:
-        output = self.lower(inputs_embeds=embeddings, attention_mask=mask.long())
+    def _lower(self, embeddings: Tensor, mask: Tensor, *, first: int = 0) -> Tensor:
+        positions = first + torch.arange(mask.shape[1], device=mask.device)
+        output = self.lower(
+            inputs_embeds=embeddings, attention_mask=mask.long(), position_ids=positions[None]
+        )
         states: Tensor = output.last_hidden_state
         return states
 

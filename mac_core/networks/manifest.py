@@ -24,6 +24,9 @@ BASE_LM_CONFIG = "base_lm/config.json"
 AMORTIZATION_WEIGHTS = "amortization.safetensors"
 ENCODER_CONFIG = "encoder/config.json"  # only where the amortization network needs one
 
+# Settings that bundles were made without, as they then were: these enter no hash.
+_SINCE: Mapping[str, object] = {"selection_layers": None, "document_position": 0}
+
 _WEIGHTS = frozenset({BASE_LM_WEIGHTS, AMORTIZATION_WEIGHTS})
 _ALWAYS = _WEIGHTS | {TOKENIZER, BASE_LM_CONFIG}
 _KEYS = frozenset(
@@ -114,11 +117,15 @@ def fingerprint_of(config: ModelConfig, files: Mapping[str, str]) -> Fingerprint
     How documents are chosen (`top_k`, scales) is left out: it changes answers, no modulation.
     """
     tokenizer = files[TOKENIZER]
+    settings = to_dict(config.amortization)
+    settings = {
+        name: value for name, value in settings.items() if (name, value) not in _SINCE.items()
+    }
     amortization = {
         "weights": files[AMORTIZATION_WEIGHTS],
         "encoder": files.get(ENCODER_CONFIG),
         "tokenizer": tokenizer,
-        "amortization": to_dict(config.amortization),
+        "amortization": settings,
         "pointer": to_dict(config.pointer) if config.pointer else None,
         "d_key": config.selection.d_key,
     }

@@ -40,6 +40,13 @@ def mini(
     selection_restarts: Annotated[
         bool, typer.Option("--selection-restarts", help="But for the layers that select.")
     ] = False,
+    reading_restarts: Annotated[
+        bool,
+        typer.Option("--reading-restarts", help="What reads modulations begins as its base LM."),
+    ] = False,
+    depth: Annotated[
+        int, typer.Option(min=1, max=5, help="Layers that make a modulation; others read it.")
+    ] = 2,
     selection_share: Annotated[
         float, typer.Option(min=0.0, max=1.0, help="Of the minutes, the last, for selection alone.")
     ] = 0.1,
@@ -96,11 +103,17 @@ def mini(
         shares = parse_mode_shares(modes)
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="--modes") from error
+    if reading_restarts and start_share:
+        raise typer.BadParameter(
+            "weights that restart have none before them", param_hint="--start-share"
+        )
     options = replace(
         MiniOptions(data_directory=data, run_directory=run, minutes=minutes),
         start_from=start_from,
         start_share=start_share,
         selection_restarts=selection_restarts,
+        reading_restarts=reading_restarts,
+        depth=depth,
         selection_share=selection_share,
         span_share=span_share,
         learning_rate=learning_rate,

@@ -36,10 +36,17 @@ from mac_core.training.options import MiniOptions, parse_share
 from mac_core.training.resume import load_training_state
 from mac_core.training.spans import TrainedModel
 from mac_core.training.trainer import STATE_FILE, Progress, Trainer, make_optimizer
-from mac_core.training.warm_start import plain_config, warm_mini
+from mac_core.training.warm_start import plain_config, read_as_base_lm, warm_mini
 
 Report = Callable[[dict[str, float]], None]
 SELECTION_LAYERS = "amortization.upper."  # names of weights that only selection uses
+READING_LAYERS = (  # of those that make and read modulations, and what no other layers' states fit
+    "amortization.lower.",
+    "aggregation.stack.",
+    "aggregation.side",
+    "aggregation.evidence.",
+    "prefix.",
+)
 SOURCES: dict[str, tuple[Callable[[Path], list[Paragraph]], str]] = {
     "squad": (load_squad, "squad/train-v1.1.json.xz"),
     "squadshifts-reddit": (load_squad, "squadshifts/reddit-v1.0.json.xz"),
@@ -97,7 +104,10 @@ def train_mini(options: MiniOptions, *, report: Report = lambda line: None) -> M
     model = warm_mini(options)
     if options.start_from is not None:
         start_from(
-            model, read_bundle(options.start_from), selection_restarts=options.selection_restarts
+            model,
+            read_bundle(options.start_from),
+            selection_restarts=options.selection_restarts,
+            reading_restarts=options.reading_restarts,
         )
     model = model.to(options.device)
     fast = FastTokenizer.from_str(model.tokenizer.json)
@@ -116,21 +126,32 @@ def train_mini(options: MiniOptions, *, report: Report = lambda line: None) -> M
 
 
 def start_from(
-    model: MacModel, contents: BundleContents, *, selection_restarts: bool = False
+    model: MacModel,
+    contents: BundleContents,
+    *,
+    selection_restarts: bool = False,
+    reading_restarts: bool = False,
 ) -> None:
     """Fill a model with a bundle's weights; a network that the bundle lacks begins untrained.
 
     Args:
         selection_restarts: the layers that only selection uses stay as the model has them.
+        reading_restarts: the layers that make and read modulations become the base LM's.
 
     Raises:
-        CheckpointError: the bundle has other shapes, or a network that the model lacks.
+        CheckpointError: the bundle has other shapes, or a network that the model lacks; or its
+            modulations are made in another way and reading does not restart.
     """
     _, fresh = model_states(model)
-    state = {**fresh, **contents.amortization_state}
-    if selection_restarts:
-        state |= {name: fresh[name] for name in fresh if name.startswith(SELECTION_LAYERS)}
-    load_states(model, replace(contents, amortization_state=state))
+    theirs, ours = contents.config.amortization, model.config.amortization
+    if theirs != ours and not reading_restarts:
+        raise CheckpointError(f"modulations of the bundle to start from are {theirs}, not {ours}")
+    kept = contents.amortization_state
+    begun = (SELECTION_LAYERS,) * selection_restarts + READING_LAYERS * reading_restarts
+    kept = {name: value for name, value in kept.items() if not name.startswith(begun)}
+    load_states(model, replace(contents, amortization_state={**fresh, **kept}))
+    if reading_restarts:
+        read_as_base_lm(model)
 
 
 def export_mini(

@@ -39,6 +39,9 @@ class MiniOptions:
     selection_share: float = 0.1  # of the budget, at its end: selection's own layers alone
     span_share: float = 0.0  # of the rest, at its beginning: only where the answers stand
     selection_restarts: bool = False  # with `start_from`: those layers begin as MiniLM's again
+    # With `start_from`: what makes and reads modulations begins as the base LM's own layers, which
+    # read text; the bundle may then be of another `depth`.
+    reading_restarts: bool = False
     modes: tuple[tuple[Mode, float], ...] = MODES
     bank_after: float = 0.4  # share of the budget after which distractors join
     max_documents: int = 2  # the right one and its distractors
@@ -51,7 +54,9 @@ class MiniOptions:
     held_out_fraction: float = 0.04  # articles kept for calibration and choice of settings
     split_seed: int = 0  # which articles those are: the same for every `seed`, or none compares
     num_virtual_tokens: int = 256  # slots of a chunk, framing included, and of a target
-    depth: int = 4  # encoder layers that a document runs through before any question is known
+    depth: int = 2  # encoder layers that a document runs through before any question is known
+    selection_layers: int = 2  # above them, for the selection key alone
+    document_position: int = 64  # of a document's first token, behind any question's
     num_prefix_tokens: int = 64  # best slots that the base LM gets in every layer
     d_pointer: int = 128
     d_late: int = 64  # width of the late interaction that ranks documents

@@ -82,6 +82,27 @@ def _warm_encoder(model: MacModel, encoder: nn.Module) -> None:
             layer.load_state_dict(own)
 
 
+def read_as_base_lm(model: MacModel) -> None:
+    """What makes and reads modulations becomes the base LM, which reads text, cut at the depth.
+
+    Its first layers make the modulation, the others read it with the question; refined slots are
+    then what the base LM's last states of a text in its prompt would be, but for the cut, and the
+    pointer's keys of them are those of text.
+    """
+    amortization, aggregation = model.amortization, model.aggregation
+    assert isinstance(amortization, LatentAmortization)
+    assert isinstance(aggregation, RefineAggregation)
+    trunk = model.base_lm.model.base_model
+    state = trunk.state_dict()  # type: ignore[operator]
+    amortization.lower.load_state_dict({key: state[key] for key in amortization.lower.state_dict()})
+    depth = len(amortization.lower.encoder.layer)
+    layers = trunk.encoder.layer[depth:]  # type: ignore[union-attr, index]
+    for own, layer in zip(aggregation.stack.layers, layers, strict=True):
+        own.load_state_dict(layer.state_dict())
+    if model.pointer is not None:
+        model.pointer.document_key.load_state_dict(model.pointer.text_key.state_dict())
+
+
 def mini_config(options: MiniOptions) -> ModelConfig:
     """Shapes of `mini`; the selection's scales are set again by calibration."""
     width, layers = 384, 6
@@ -93,6 +114,8 @@ def mini_config(options: MiniOptions) -> ModelConfig:
             d_modulation=width,
             max_tokens=options.num_virtual_tokens,
             depth=options.depth,
+            selection_layers=options.selection_layers,
+            document_position=options.document_position,
         ),
         aggregation=AggregationConfig(
             kind="refine",

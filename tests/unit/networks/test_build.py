@@ -178,6 +178,7 @@ def test_encoder_of_another_shape_is_refused(what: str) -> None:
 UNFIT: dict[str, tuple[dict[str, Any], str]] = {
     "depth": ({"num_hidden_layers": 1}, "depth is 1, the encoder has 1 layers"),
     "width": ({"hidden_size": 64}, "hidden_size is 64, the other parts take 32"),
+    "positions": ({"max_position_embeddings": 200}, "positions up to 256, the encoder has 200"),
     "kind": ({"model_type": "roberta"}, "a roberta encoder cannot be split, only bert can"),
 }
 

@@ -1,5 +1,6 @@
 """A bundle comes back as it was written, and every planted defect is refused by name."""
 
+import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import replace
@@ -211,6 +212,15 @@ def test_read_names_what_is_wrong_with_a_confidence(
             True,
             False,
         ),
+        (
+            {
+                "config": replace(
+                    CONFIG, amortization=replace(CONFIG.amortization, document_position=2)
+                )
+            },
+            True,
+            False,
+        ),
         ({"config": replace(CONFIG, selection=replace(CONFIG.selection, d_key=8))}, True, False),
         ({"encoder_config": {"model_type": "t5"}}, True, False),
         ({"base_lm_state": {"embedding": normal(3, 3)}}, False, True),
@@ -228,6 +238,25 @@ def test_hashes_follow_what_they_cover(
     before, after = hashes(bundle), hashes(write(tmp_path / "other", **changes))
     assert (before[0] != after[0]) == amortization_changes
     assert (before[1] != after[1]) == base_lm_changes
+
+
+def test_a_manifest_from_before_a_setting_was_there_keeps_its_hash(bundle: Path) -> None:
+    before = read_bundle(bundle).fingerprint
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    for name in ("selection_layers", "document_position"):
+        del manifest["config"]["amortization"][name]
+    settings = {
+        "weights": manifest["files"]["amortization.safetensors"],
+        "encoder": manifest["files"].get("encoder/config.json"),
+        "tokenizer": manifest["files"]["tokenizer.json"],
+        "amortization": manifest["config"]["amortization"],
+        "pointer": manifest["config"]["pointer"],
+        "d_key": manifest["config"]["selection"]["d_key"],
+    }
+    as_then = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+    assert before.amortization_hash == as_then
+    (bundle / "manifest.json").write_text(json.dumps(manifest))
+    assert read_bundle(bundle).fingerprint == before
 
 
 # ---- planted defects

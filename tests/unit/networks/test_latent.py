@@ -110,6 +110,29 @@ def test_padding_is_without_effect() -> None:
     torch.testing.assert_close(together.selection_key[1:], alone.selection_key, **TOLERANCE)
 
 
+@torch.no_grad()
+def test_documents_positions_begin_where_they_are_told_to_and_questions_at_0() -> None:
+    whole, (ids, embeddings, mask) = whole_encoder(), sample_documents()
+    network = LatentAmortization(ENCODER, depth=1, document_position=5).eval()
+    network.load_state_dict(split_encoder(whole, depth=1).state_dict())
+    places = whole(
+        inputs_embeds=embeddings,
+        attention_mask=mask.long(),
+        position_ids=torch.arange(5, 11)[None],
+        output_hidden_states=True,
+    ).hidden_states
+    found = network.encode_documents(ids, embeddings, mask).slots
+    torch.testing.assert_close(found[mask], places[1][mask], **TOLERANCE)
+    question = network.encode_questions(ids, embeddings, mask).states
+    torch.testing.assert_close(question[mask], written_out(whole)[1][mask], **TOLERANCE)
+
+
+def test_selection_may_have_fewer_layers_than_the_encoder_has_above() -> None:
+    network = LatentAmortization(ENCODER, depth=1, selection_layers=1)
+    assert len(network.upper.layers) == 1
+    assert len(LatentAmortization(ENCODER, depth=1).upper.layers) == DEPTH_OF_ALL - 1
+
+
 def test_network_has_no_words_of_its_own() -> None:
     network = LatentAmortization(ENCODER, depth=1)
     assert [name for name in network.state_dict() if "word_embeddings" in name] == []

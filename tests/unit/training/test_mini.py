@@ -193,6 +193,51 @@ def test_layers_that_only_selection_uses_may_begin_again() -> None:
     torch.testing.assert_close(new.state_dict(), wanted, rtol=0.0, atol=0.0)
 
 
+@torch.no_grad()
+def test_what_reads_modulations_may_begin_as_what_reads_text() -> None:
+    old, new = tiny_latent_model(seed=0), tiny_latent_model(seed=1)
+    fresh = {name: value.clone() for name, value in new.state_dict().items()}
+    mini.start_from(new, contents_of(old), reading_restarts=True)
+    state = new.state_dict()
+    assert torch.equal(state["prefix.scale"], fresh["prefix.scale"])
+    assert torch.equal(state["aggregation.evidence.weight"], fresh["aggregation.evidence.weight"])
+    for name in ("aggregation.late.key.weight", "pointer.gate.weight"):
+        assert torch.equal(state[name], old.state_dict()[name])
+    assert torch.equal(state["pointer.document_key.0.weight"], state["pointer.text_key.0.weight"])
+    # A text's first part, alone, and the rest of it are the base LM's reading of that text.
+    ids = torch.tensor([[5, 6, 7, 8, 9]])
+    mask = torch.ones_like(ids, dtype=torch.bool)
+    first = new.config.amortization.document_position
+    trunk = new.base_lm.model.base_model
+    bias = torch.zeros(1, 1, 5, 5)
+    read = trunk(
+        input_ids=ids, position_ids=first + torch.arange(5)[None], attention_mask=bias
+    ).last_hidden_state
+    slots = new.encode_documents(ids, mask).slots
+    torch.testing.assert_close(new.aggregation.stack(slots, mask), read)
+
+
+def test_a_bundle_of_another_depth_is_refused_unless_reading_restarts() -> None:
+    old = contents_of(tiny_latent_model(seed=0))
+    deeper = {
+        name.replace("stack.layers.0.", "stack.layers.1."): value
+        for name, value in old.amortization_state.items()
+        if "aggregation.stack." in name
+    }
+    other = replace(old, amortization_state={**old.amortization_state, **deeper})
+    with pytest.raises(CheckpointError, match=r"stack\.layers\.1\..* is unexpected"):
+        mini.start_from(tiny_latent_model(seed=1), other)
+    mini.start_from(tiny_latent_model(seed=1), other, reading_restarts=True)
+    # The same shapes, but documents stand at other positions.
+    settings = replace(old.config.amortization, document_position=0)
+    moved = replace(old, config=replace(old.config, amortization=settings))
+    with pytest.raises(
+        CheckpointError, match=r"document_position=0.*, not .*document_position=128"
+    ):
+        mini.start_from(tiny_latent_model(seed=1), moved)
+    mini.start_from(tiny_latent_model(seed=1), moved, reading_restarts=True)
+
+
 @pytest.mark.usefixtures("_tiny")
 def test_bundle_names_no_path_of_the_machine(options: MiniOptions, tmp_path: Path) -> None:
     train_mini(options)
@@ -285,6 +330,12 @@ def test_command_refuses_a_mode_it_does_not_know(tmp_path: Path) -> None:
     result = invoke(tmp_path, "--modes", "oracle:1")
     assert result.exit_code == 2
     assert "'oracle:1'" in result.output
+
+
+def test_command_refuses_a_share_of_weights_that_restart(tmp_path: Path) -> None:
+    result = invoke(tmp_path, "--reading-restarts", "--start-share", "0.25")
+    assert result.exit_code == 2
+    assert "weights that restart" in result.output
 
 
 def test_command_refuses_a_dtype_it_does_not_know(tmp_path: Path) -> None:
