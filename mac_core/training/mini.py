@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from tokenizers import Tokenizer as FastTokenizer
 
+from mac_core.errors import CheckpointError
 from mac_core.networks.build import load_states, model_states
 from mac_core.networks.checkpoint import BundleContents, read_bundle, save_bundle
 from mac_core.networks.model import MacModel
