@@ -60,6 +60,15 @@ def test_upper_layers_select_and_aggregate(
     )
 
 
+def test_selection_may_have_fewer_layers_than_reading(encoder: Any) -> None:
+    options = MiniOptions(data_directory=Path(), run_directory=Path(), minutes=1.0, depth=2)
+    model: Any = warm_mini(options)
+    assert [len(model.amortization.upper.layers), len(model.aggregation.stack.layers)] == [2, 4]
+    for stack in (model.amortization.upper, model.aggregation.stack):
+        for number, layer in enumerate(stack.layers, start=2):
+            assert_same_weights(layer.state_dict(), encoder.encoder.layer[number].state_dict())
+
+
 @pytest.mark.parametrize("layer", range(LAYERS))
 def test_every_layer_of_the_base_lm_is_the_encoders(
     model: MacModel, encoder: Any, layer: int
