@@ -20,7 +20,8 @@ from tests.unit.networks.model_samples import DAM, ELBE, QUESTIONS, SHORT
 D_LATE = 6
 DOCUMENTS = 4
 TOLERANCE = {"rtol": 1e-5, "atol": 1e-5}  # float32, sums in another order
-PACKED = {"rtol": 0.0, "atol": 0.05}  # int8: half a level in each of a few components
+# int8: half a level in each component, at most 0.02 for each token of the question.
+PACKED = {"rtol": 0.0, "atol": 0.1}
 
 
 def interaction() -> LateInteraction:
