@@ -63,7 +63,7 @@ bench: $(STAMP) ## latency and documents/s over HTTP; DATA=FILE
 evaluate: $(STAMP) ## SQuAD-Seq in all modes; DATA=FILE
 	$(BIN)/mac evaluate squad-seq --data '$(NAMED_DATA)' $(ARGS)
 
-train: $(TRAIN_STAMP) ## train the bundled model; DATA=DIRECTORY RUN=DIRECTORY MINUTES=240
+train: $(TRAIN_STAMP) ## train; DATA=DIRECTORY RUN=DIRECTORY MINUTES=240 ARGS='--bundle DIRECTORY'
 	$(BIN)/mac train mini --data '$(NAMED_DATA)' --run '$(RUN)' --minutes '$(MINUTES)' $(ARGS)
 
 clean: ## remove .venv and caches; data/ and runs/ stay

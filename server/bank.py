@@ -14,7 +14,7 @@ from typing import Annotated, TextIO, cast
 
 import typer
 
-from mac_core.config import DEFAULT_BITS, MODULATION_BITS, ModulationBits
+from mac_core.config import DEFAULT_BITS, MODULATION_BITS, IndexConfig, ModulationBits
 
 DataDir = Annotated[
     Path | None, typer.Option(exists=True, file_okay=False, help="The server's data directory.")
@@ -22,6 +22,7 @@ DataDir = Annotated[
 StoreUrl = Annotated[str | None, typer.Option(help="The servers' store, in place of a directory.")]
 Bundle = Annotated[str, typer.Option(help="Bundle name or directory.")]
 Bits = Annotated[int, typer.Option(help="Of each stored value: 32, 16, 8, 4 or 2.")]
+_INDEX = IndexConfig()
 
 app = typer.Typer(add_completion=False, no_args_is_help=True)
 
@@ -220,15 +221,16 @@ def recall(
     bundle: Annotated[str, typer.Option(help="Encodes the questions.")] = "mini",
     limit: Annotated[int, typer.Option(min=1, help="Stored chunks that ask.")] = 200,
     seed: Annotated[int, typer.Option(help="Draws them.")] = 0,
-    probes: Annotated[int, typer.Option(min=1, help="As MAC_INDEX_PROBES.")] = 32,
-    ef_search: Annotated[int, typer.Option(min=1, help="As MAC_INDEX_EF_SEARCH.")] = 128,
+    probes: Annotated[int, typer.Option(min=1, help="As MAC_INDEX_PROBES.")] = _INDEX.probes,
+    ef_search: Annotated[
+        int, typer.Option(min=1, help="As MAC_INDEX_EF_SEARCH.")
+    ] = _INDEX.ef_search,
 ) -> None:
     """Compare what an index finds with what looking at every key finds, and how long each takes."""
     from rich.console import Console
     from rich.progress import Progress
 
     from mac_core.bundles import bundle_path
-    from mac_core.config import IndexConfig
     from mac_core.engine.recall import recall_of_store
 
     if kind not in ("flat", "ivf", "hnsw"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,8 @@ from typer.testing import CliRunner
 from mac_core.config import EngineConfig
 from mac_core.engine import Engine
 from mac_core.types import Answer, Document, Question
-from server.bank import app
+from server.bank import app, recall
+from server.settings import Settings
 from tests.builders import save_tiny_bundle, tiny_latent_model
 
 WAIT_S = 60.0
@@ -130,3 +132,9 @@ def test_a_store_must_be_named_once(mac: Any) -> None:
 def test_reindex_refuses_bits_that_there_are_not(serve: Any, mac: Any) -> None:
     serve()
     assert mac("reindex", "--bits", "3").exit_code == 2
+
+
+@pytest.mark.parametrize("name", ["probes", "ef_search"])
+def test_recall_measures_the_index_that_a_server_has_by_default(name: str) -> None:
+    proposed = inspect.signature(recall).parameters[name].default
+    assert proposed == Settings.model_fields[f"index_{name}"].default
