@@ -12,6 +12,7 @@ from mac_core.engine.confidence import Judged
 from mac_core.engine.learning import engine_failed
 from mac_core.engine.ports import AnsweringModel
 from mac_core.engine.readings import Reading, surest_answers
+from mac_core.engine.scheduler import Behind
 from mac_core.engine.selecting import Selecting
 from mac_core.engine.tickets import QuestionTicket
 from mac_core.engine.validation import check_question
@@ -59,7 +60,7 @@ class Asking:
         bank: MemoryBank,
         config: EngineConfig,
         observer: EngineObserver,
-        park: Callable[[QuestionTicket, Exception], None],
+        park: Callable[[QuestionTicket, Behind], None],
         used: Callable[[str, Sequence[Source]], None] = lambda namespace, sources: None,
         is_stopping: Callable[[], bool] = lambda: False,
         clock: Callable[[], float] = time.monotonic,
@@ -67,7 +68,7 @@ class Asking:
     ) -> None:
         """
         Args:
-            park: set a question aside until its bank has a later version, or fail it.
+            park: set a question aside until its bank has the version that it waits for.
             used: told what an answer from a namespace rests on.
         """
         self._used = used
@@ -88,16 +89,16 @@ class Asking:
         rows: list[Row] = []
         for ticket in tickets:
             ticket.taken_at = taken_at
-            self._observer.observe_phase("queue", taken_at - ticket.submitted_at)
             namespace = ticket.question.namespace
             view = views.setdefault(namespace, self._bank.view(namespace))
-            if self._accepts(ticket, view):
+            if self._accepts(ticket):
+                self._observer.observe_phase("queue", taken_at - ticket.submitted_at)
                 rows.append(Row(ticket=ticket, view=view))
         while rows:
             part, rows = rows[: self._cap.value], rows[self._cap.value :]
             self._attempt(part)
 
-    def _accepts(self, ticket: QuestionTicket, view: BankView) -> bool:
+    def _accepts(self, ticket: QuestionTicket) -> bool:
         """Whether the question can be answered now; if not it is failed or parked."""
         question = ticket.question
         try:
@@ -109,11 +110,17 @@ class Asking:
         except Exception as error:
             self._fail(ticket, engine_failed(error, doing="reading the question"))
             return False
-        wanted = question.min_version
-        if wanted is not None and view.version < wanted:
-            self._park(ticket, BankBehind(bank_version=view.version, min_version=wanted))
+        if self._behind(question) is not None:
+            self._park(ticket, lambda: self._behind(question))
             return False
         return True
+
+    def _behind(self, question: Question) -> BankBehind | None:
+        """What its bank still lacks; None: it has the version that the question asks for."""
+        wanted, version = question.min_version, self._bank.version(question.namespace)
+        if wanted is None or version >= wanted:
+            return None
+        return BankBehind(bank_version=version, min_version=wanted)
 
     def _attempt(self, rows: Sequence[Row]) -> None:
         """Answer the rows together; on failure in smaller parts, so that a bad row fails alone."""

@@ -94,6 +94,7 @@ class Engine:
             max_batch_questions=config.max_batch_questions,
             max_batch_documents=config.max_batch_chunks,
             clock=self._clocks.monotonic,
+            observe_late=self._observe_late,
         )
         self._thread = EngineThread(
             scheduler=self._scheduler,
@@ -325,6 +326,10 @@ class Engine:
             observer=self._observer,
             clocks=self._clocks,
         )
+
+    def _observe_late(self, waited_s: float) -> None:
+        for phase in ("queue", "total"):
+            self._observer.observe_phase(phase, waited_s)
 
     def _store_status(self, serving: Serving | None) -> dict[str, Any]:
         if serving is None:

@@ -196,8 +196,6 @@ class Ingest:
             if waiting:
                 yield
         began = self._clock()
-        for learning in group:
-            self._amortizer.finish(learning)
         self._commit(group)
         self._observer.observe_phase("ingest", spent_s + self._clock() - began)
 

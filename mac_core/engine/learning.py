@@ -29,9 +29,8 @@ class Learning:
     content_hash: str
     is_new: bool
     chunks: Sequence[Chunk]
-    modulations: list[Modulation] = field(default_factory=list)  # of the first chunks so far
-    stored: tuple[StoredChunk, ...] = ()
-    aggregation_keys: tuple[AggregationKeys, ...] = ()
+    stored: list[StoredChunk] = field(default_factory=list)  # the first chunks so far
+    aggregation_keys: list[AggregationKeys] = field(default_factory=list)  # theirs
     error: Exception | None = None
 
     @property
@@ -53,7 +52,7 @@ class Learning:
             updated_at=now,
             content_hash=self.content_hash,
             num_tokens=self.num_tokens,
-            chunks=self.stored,
+            chunks=tuple(self.stored),
             pinned=document.pinned,
         )
 
@@ -79,7 +78,7 @@ class Amortizer:
         self.cap = BatchCap(max_batch_chunks)
 
     def amortize(self, part: Part) -> None:
-        """Add each chunk's modulation to its document; a document that cannot be gets `error`.
+        """Add each chunk as it is stored to its document; one that cannot be learned gets `error`.
 
         One forward pass. A pass that fails is repeated in smaller parts: halves when memory ran
         out, else document by document.
@@ -94,22 +93,18 @@ class Amortizer:
         for smaller in self._divide(part, failure):
             self.amortize(smaller)
 
-    def finish(self, learning: Learning) -> None:
+    def _keep(self, learning: Learning, chunk: Chunk, modulation: Modulation) -> None:
         """Quantise, and make the aggregation keys from what will be read back after a restart."""
         if learning.error is not None:
             return
         try:
-            packed = [pack(one, bits=self._bits) for one in learning.modulations]
-            learning.stored = tuple(
-                StoredChunk(chunk=chunk, stored=stored)
-                for chunk, stored in zip(learning.chunks, packed, strict=True)
-            )
-            learning.aggregation_keys = tuple(
-                self._model.aggregation_keys(stored.unpack()) for stored in packed
-            )
+            stored = pack(modulation, bits=self._bits)
+            keys = self._model.aggregation_keys(stored.unpack())
         except Exception as error:
             learning.error = engine_failed(error, doing="learning the document")
-        learning.modulations.clear()
+            return
+        learning.stored.append(StoredChunk(chunk=chunk, stored=stored))
+        learning.aggregation_keys.append(keys)
 
     def _forward(self, part: Part) -> Exception | None:
         self._observer.observe_batch("documents", len(part))
@@ -119,8 +114,8 @@ class Amortizer:
                 raise RuntimeError(f"{len(part)} chunks, {len(modulations)} modulations")
         except Exception as error:
             return error.with_traceback(None)  # its frames would hold the pass's tensors
-        for (learning, _), modulation in zip(part, modulations, strict=True):
-            learning.modulations.append(modulation)
+        for (learning, chunk), modulation in zip(part, modulations, strict=True):
+            self._keep(learning, chunk, modulation)
         return None
 
     def _divide(self, part: Part, failure: Exception) -> list[Part]:

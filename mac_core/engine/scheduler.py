@@ -23,6 +23,7 @@ from mac_core.engine.tickets import (
 from mac_core.errors import InvalidInput, NotReady
 
 INFINITY = float("inf")
+Behind = Callable[[], Exception | None]  # what a question still waits for; None: nothing
 MAX_WAIT_S = 3600.0
 
 
@@ -40,18 +41,22 @@ class Scheduler:
         max_batch_questions: int,
         max_batch_documents: int,
         clock: Callable[[], float] = time.monotonic,
+        observe_late: Callable[[float], None] = lambda waited_s: None,
     ) -> None:
+        """`observe_late`: told how long a question waited that ends without being taken."""
         self.reads = Lane[ReadTicket[Any]]("reads", max_queued=max_queued_questions)
         self.questions = Lane[QuestionTicket]("questions", max_queued=max_queued_questions)
         self.documents = Lane[DocumentWork]("documents", max_queued=max_queued_documents)
         self._max_batch_questions = max_batch_questions
         self._max_batch_documents = max_batch_documents
         self._clock = clock
+        self._observe_late = observe_late
         self._changed = Condition()
-        self._parked: dict[QuestionTicket, Exception] = {}  # and what each gets if it waits in vain
+        self._parked: dict[QuestionTicket, Behind] = {}
         self._open: set[Ticket[Any]] = set()  # submitted, no outcome yet
         self._refusal: str | None = "the engine is starting"
         self._is_documents_turn = False
+        self._has_read = False  # in the last turn
         self.is_draining = False
         self.is_stopping = False
         self.is_waiting = False  # the engine thread has nothing to do
@@ -149,9 +154,9 @@ class Scheduler:
     def take(self, *, is_ingesting: bool = False, wake_after_s: float | None = None) -> Turn | None:
         """The next work; waits until there is some. None: drained or stopped, nothing follows.
 
-        Readings go first. Questions and documents alternate while both wait, so that neither
-        starves: a batch of questions, then one step of documents. Questions whose deadline passed
-        in the queue get DeadlineExceeded here.
+        Readings go first, but not twice while others wait. Questions and documents alternate while
+        both wait, so that neither starves: a batch of questions, then one step of documents.
+        Questions whose deadline passed in the queue get DeadlineExceeded here.
 
         Args:
             is_ingesting: an unfinished ingest is the documents' next step.
@@ -169,19 +174,25 @@ class Scheduler:
                         return Turn()
                     self._wait(wake_at)
             for ticket, error in late:
+                self._observe_late(self._clock() - ticket.submitted_at)
                 ticket.fail(error)
 
-    def park(self, ticket: QuestionTicket, error: Exception) -> None:
-        """Set a question aside until `unpark`; it gets `error` at its deadline or when draining."""
+    def park(self, ticket: QuestionTicket, behind: Behind) -> None:
+        """Set a question aside until it waits for nothing any more.
+
+        At its deadline, or when nothing can follow, it gets the error that `behind` gives then.
+        """
         with self._changed:
             if not ticket.is_cancelled:
-                self._parked[ticket] = error
+                self._parked[ticket] = behind
 
     def unpark(self) -> None:
-        """Put the parked questions first in the queue: something was written."""
+        """Something was written: put the questions first that waited for it, and no others."""
         with self._changed:
-            self.questions.items.extendleft(reversed(self._parked))
-            self._parked.clear()
+            freed = [ticket for ticket, behind in self._parked.items() if behind() is None]
+            for ticket in freed:
+                del self._parked[ticket]
+            self.questions.items.extendleft(reversed(freed))
 
     # Inside the lock.
 
@@ -219,12 +230,18 @@ class Scheduler:
             self.questions.items.remove(ticket)
         nothing_follows = self.is_draining and not is_ingesting and not self.documents.items
         in_vain = [t for t in self._parked if nothing_follows or t.has_expired(now)]
-        return late + [(ticket, self._parked.pop(ticket)) for ticket in in_vain]
+        for ticket in in_vain:
+            error = self._parked.pop(ticket)() or ticket.deadline_exceeded("in the queue")
+            late.append((ticket, error))
+        return late
 
     def _next_turn(self, is_ingesting: bool) -> Turn | None:
-        if self.reads.items:
-            return Turn(reads=self.reads.pop(len(self.reads.items)))
         has_documents = is_ingesting or bool(self.documents.items)
+        others_wait = has_documents or bool(self.questions.items)
+        if self.reads.items and not (self._has_read and others_wait):
+            self._has_read = True
+            return Turn(reads=self.reads.pop(len(self.reads.items)))
+        self._has_read = False
         if self.questions.items and not (self._is_documents_turn and has_documents):
             self._is_documents_turn = True
             return Turn(questions=self.questions.pop(self._max_batch_questions))

@@ -57,7 +57,7 @@ class Selected:
 class MemoryBank:
     """All namespaces, each with its own view and index: isolated by construction.
 
-    `view` and `namespaces` from any thread; everything else from the engine thread only.
+    `view`, `version` and `namespaces` from any thread; everything else from the engine thread only.
     """
 
     def __init__(
@@ -96,6 +96,11 @@ class MemoryBank:
         if shelf is not None:
             return shelf.view
         return empty_view(namespace, d_key=self._selection.d_key, device=self._device)
+
+    def version(self, namespace: str) -> int:
+        """Of the latest published view; 0 for a namespace never written."""
+        shelf = self._shelves.get(namespace)
+        return 0 if shelf is None else shelf.view.version
 
     def namespaces(self) -> tuple[str, ...]:
         return tuple(self._shelves)

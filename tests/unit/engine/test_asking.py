@@ -326,6 +326,7 @@ def test_min_version_waits_for_the_write(bench: Bench) -> None:
     assert not waiting.done()
     bench.learn(FRANCE)
     assert outcome(waiting).text == "Île-de-Réal"
+    assert bench.observer.phases.count("queue") == 1  # its wait, once
 
 
 def test_min_version_that_never_comes_is_bank_behind(bench: Bench) -> None:

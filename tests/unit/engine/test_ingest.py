@@ -19,7 +19,8 @@ from mac_core.errors import (
     StoreError,
 )
 from mac_core.memory.records import DocumentRecord
-from mac_core.types import Document
+from mac_core.networks.aggregation import AggregationKeys
+from mac_core.types import Document, Modulation
 from tests.unit.engine.conftest import Bench, MakeBench, outcome
 from tests.unit.engine.fakes import WAIT_S, FakeModel, Gate
 
@@ -179,6 +180,24 @@ def test_document_that_cannot_be_amortized_fails_alone(bench: Bench) -> None:
     assert isinstance(results[1].error, EngineFailed)
     assert "secret" not in str(results[1].error)
     assert bench.engine.status().num_documents == 2
+
+
+def test_long_document_is_packed_pass_by_pass(
+    make_bench: MakeBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # All of it at the end was one step of seconds, in which no question was answered.
+    bench, done = make_bench(max_batch_chunks=2), list[str]()
+    bench.model.on_amortize = lambda chunks: done.append(f"read {len(chunks)}")
+    keys = bench.model.aggregation_keys
+
+    def pack(modulation: Modulation) -> AggregationKeys:
+        done.append("packed")
+        return keys(modulation)
+
+    monkeypatch.setattr(bench.model, "aggregation_keys", pack)
+    (result,) = bench.learn(LONG)
+    assert result.num_chunks == 4
+    assert done == ["read 2", "packed", "packed"] * 2
 
 
 def test_out_of_memory_halves_the_batch_and_loses_no_document(make_bench: MakeBench) -> None:

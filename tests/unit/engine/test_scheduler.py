@@ -2,19 +2,38 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
 
 import pytest
 
 from mac_core.engine.lanes import Turn
-from mac_core.engine.scheduler import Scheduler
+from mac_core.engine.scheduler import Behind, Scheduler
 from mac_core.engine.tickets import DocumentsTicket, QuestionTicket, ReadTicket, RemovalTicket
 from mac_core.errors import BankBehind, DeadlineExceeded, InvalidInput, NotReady, Overloaded
 from mac_core.types import Document, Question
 from tests.unit.engine.fakes import WAIT_S, HandClock
 
 
-def make_scheduler(clock: HandClock | None = None, *, max_queued: int = 8) -> Scheduler:
+class Bank:
+    """A version, and what a question for another one lacks."""
+
+    version = 0
+
+    def behind(self, wanted: int) -> Behind:
+        def behind() -> BankBehind | None:
+            lacks = self.version < wanted
+            return BankBehind(bank_version=self.version, min_version=wanted) if lacks else None
+
+        return behind
+
+
+def make_scheduler(
+    clock: HandClock | None = None,
+    *,
+    max_queued: int = 8,
+    observe_late: Callable[[float], None] = lambda waited_s: None,
+) -> Scheduler:
     hand = clock or HandClock()
     scheduler = Scheduler(
         max_queued_questions=max_queued,
@@ -22,6 +41,7 @@ def make_scheduler(clock: HandClock | None = None, *, max_queued: int = 8) -> Sc
         max_batch_questions=2,
         max_batch_documents=3,
         clock=lambda: hand.monotonic_s,
+        observe_late=observe_late,
     )
     scheduler.open()
     return scheduler
@@ -199,29 +219,68 @@ def test_take_wakes_up_without_work_when_asked_to() -> None:
 
 def test_parked_question_comes_first_after_unpark() -> None:
     scheduler = make_scheduler()
-    parked, other = question("parked"), question("other")
-    scheduler.park(parked, BankBehind(bank_version=0, min_version=1))
+    parked, other, bank = question("parked"), question("other"), Bank()
+    scheduler.park(parked, bank.behind(1))
     scheduler.submit_question(other)
     assert scheduler.count_questions() == 2
+    bank.version = 1
     scheduler.unpark()
     assert scheduler.take() == Turn(questions=(parked, other))
+
+
+def test_questions_that_wait_on_keep_nobody_from_being_answered() -> None:
+    # One client's min_version far ahead, and documents that come all the time.
+    scheduler, bank = make_scheduler(), Bank()
+    for _ in range(4):
+        scheduler.park(question("parked"), bank.behind(9))
+    other = question("other")
+    scheduler.submit_question(other)
+    scheduler.submit_documents(documents(3))
+    for version in (1, 2):
+        bank.version = version
+        scheduler.unpark()
+    assert scheduler.take() == Turn(questions=(other,))
+    assert scheduler.count_questions() == 4
+
+
+def test_questions_are_answered_while_readings_never_end() -> None:
+    scheduler = make_scheduler()
+    scheduler.submit_question(question())
+    scheduler.submit_documents(documents(1))
+    taken = []
+    for _ in range(5):
+        scheduler.submit_read(ReadTicket[int](read=lambda: 1, submitted_at=1000.0))
+        taken.append(lanes_of(scheduler.take()))
+    assert taken == ["r1", "q1", "r2", "d1", "r2"]
 
 
 def test_parked_question_gets_its_error_at_its_deadline() -> None:
     clock = HandClock()
     scheduler = make_scheduler(clock)
-    parked = question(timeout_ms=100)
-    scheduler.park(parked, BankBehind(bank_version=0, min_version=1))
+    parked, bank = question(timeout_ms=100), Bank()
+    scheduler.park(parked, bank.behind(3))
+    bank.version = 2
+    scheduler.unpark()
     clock.turn(0.2)
     assert scheduler.take(wake_after_s=0.0) == Turn()
-    with pytest.raises(BankBehind, match="version 0, asked for 1"):
+    with pytest.raises(BankBehind, match="version 2, asked for 3"):
         parked.future.result(0)
+
+
+def test_how_long_a_late_question_waited_is_told() -> None:
+    clock, waited = HandClock(), list[float]()
+    scheduler = make_scheduler(clock, observe_late=waited.append)
+    scheduler.submit_question(question(timeout_ms=100))
+    scheduler.park(question(timeout_ms=200), Bank().behind(1))
+    clock.turn(0.3)
+    assert scheduler.take(wake_after_s=0.0) == Turn()
+    assert waited == pytest.approx([0.3, 0.3])
 
 
 def test_parked_question_gets_its_error_when_no_write_can_follow() -> None:
     scheduler = make_scheduler()
     parked = question()
-    scheduler.park(parked, BankBehind(bank_version=0, min_version=1))
+    scheduler.park(parked, Bank().behind(1))
     scheduler.submit_documents(documents())
     scheduler.drain("the engine is draining")
     assert lanes_of(scheduler.take()) == "d1"
