@@ -16,6 +16,7 @@ BATCH_BYTES = 4 * 1024**2  # half of the server's default limit of a body
 MAX_ATTEMPTS = 8
 MAX_RETRY_AFTER_S = 60.0
 RETRYABLE = (429, 503)
+RETRYABLE_CODES = ("not_ready", "overloaded", "store_unavailable")  # of one document of a batch
 
 Payload = dict[str, Any]
 
@@ -102,7 +103,11 @@ class Client:
 
     def ask(self, payload: Payload) -> Payload:
         """Raises ServerRefused."""
-        response = self._post("/ask", payload)
+        for attempt in range(MAX_ATTEMPTS):
+            response = self._post("/ask", payload)
+            if response.status_code not in RETRYABLE or attempt == MAX_ATTEMPTS - 1:
+                break
+            self._sleep(_retry_after_s(response, attempt))
         if response.is_error:
             raise ServerRefused(_reason(response))
         answer: Payload = response.json()
@@ -122,38 +127,69 @@ class Client:
     def add(self, batch: Sequence[SourceDocument], namespace: str, report: IngestReport) -> None:
         """Send one batch; every document of it ends in `report`.
 
-        A batch refused as a whole is sent again one by one, so that only the guilty fail.
+        A batch refused as a whole is sent again one by one, so that only the guilty fail. Documents
+        that failed with a code of `RETRYABLE_CODES` are sent again without the others; what still
+        fails at the last attempt has failed.
 
         Raises:
             ServerRefused: the server cannot be reached or stays unavailable.
         """
-        payload = {"documents": [item.payload for item in batch], "namespace": namespace}
-        response = self._post("/documents", payload)
-        if response.status_code in RETRYABLE:
-            raise ServerRefused(_reason(response))
-        if response.is_error and len(batch) > 1:
-            for item in batch:
-                self.add([item], namespace, report)
-        elif response.is_error:
-            report.fail(batch[0].origin, _reason(response))
-        else:
-            for item, result in zip(batch, response.json()["documents"], strict=True):
-                if result["status"] == "failed":
-                    report.fail(item.origin, f"{result['code']}: {result['detail']}")
-                else:
-                    report.counts[result["status"]] += 1
+        left = batch
+        for attempt in range(MAX_ATTEMPTS):
+            is_last = attempt == MAX_ATTEMPTS - 1
+            payload = {"documents": [item.payload for item in left], "namespace": namespace}
+            response = self._post("/documents", payload)
+            if response.status_code in RETRYABLE:
+                if is_last:
+                    raise ServerRefused(_reason(response))
+            elif response.is_error:
+                self._add_apart(left, namespace, report, response)
+                return
+            else:
+                left = _note(left, response.json()["documents"], report, is_last=is_last)
+                if not left:
+                    return
+            self._sleep(_retry_after_s(response, attempt))
+
+    def _add_apart(
+        self,
+        batch: Sequence[SourceDocument],
+        namespace: str,
+        report: IngestReport,
+        refusal: httpx.Response,
+    ) -> None:
+        """One by one; a single one is what the server refused. Raises ServerRefused."""
+        if len(batch) == 1:
+            report.fail(batch[0].origin, _reason(refusal))
+            return
+        for item in batch:
+            self.add([item], namespace, report)
 
     def _post(self, path: str, payload: Payload) -> httpx.Response:
-        """The last response, after as many attempts as 429 and 503 called for."""
-        for attempt in range(MAX_ATTEMPTS):
-            try:
-                response = self._http.post(path, json=payload)
-            except httpx.HTTPError as error:
-                raise ServerRefused(f"{self._http.base_url} does not answer: {error}") from error
-            if response.status_code not in RETRYABLE or attempt == MAX_ATTEMPTS - 1:
-                break
-            self._sleep(_retry_after_s(response, attempt))
-        return response
+        """Raises ServerRefused."""
+        try:
+            return self._http.post(path, json=payload)
+        except httpx.HTTPError as error:
+            raise ServerRefused(f"{self._http.base_url} does not answer: {error}") from error
+
+
+def _note(
+    batch: Sequence[SourceDocument],
+    results: Sequence[Payload],
+    report: IngestReport,
+    *,
+    is_last: bool,
+) -> list[SourceDocument]:
+    """Report what is settled; the documents that are to be sent again, none after the last time."""
+    again: list[SourceDocument] = []
+    for item, result in zip(batch, results, strict=True):
+        if result["status"] != "failed":
+            report.counts[result["status"]] += 1
+        elif result["code"] in RETRYABLE_CODES and not is_last:
+            again.append(item)
+        else:
+            report.fail(item.origin, f"{result['code']}: {result['detail']}")
+    return again
 
 
 def _retry_after_s(response: httpx.Response, attempt: int) -> float:

@@ -52,7 +52,7 @@ class Jobs:
         """
         Args:
             open_store: called once the engine is ready, because that holds the directory's lock.
-            wait_until_ready: blocks; False: the engine will never be.
+            wait_until_ready: blocks while it starts; False: the engine will not be ready any more.
             add: the ingest lane.
         """
         self._open_store = open_store
@@ -165,7 +165,8 @@ class Jobs:
         worker: JobWorker | None = None
         next_purge = float("-inf")
         was_working = True
-        while not self._stopping.is_set():
+        # A failed engine takes no documents: its jobs are left to other servers.
+        while not self._stopping.is_set() and self._wait_until_ready():
             self._news.clear()
             try:
                 worker = worker or self._open()

@@ -1,7 +1,8 @@
 """Snapshots of a serving engine: taken beside the engine thread, restored on it.
 
-One at a time. Reading and checking files happens on a thread of its own; only what a restore
-writes takes a turn of the engine thread, in order with the documents.
+One at a time, but for lists, which wait for none. Reading and checking files happens on a thread
+of its own; only what a restore writes takes a turn of the engine thread, in order with the
+documents.
 """
 
 from __future__ import annotations
@@ -9,21 +10,24 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from contextlib import closing, suppress
+from contextlib import AbstractContextManager, closing, nullcontext, suppress
 from pathlib import Path
-from threading import Lock, Thread
+from threading import BoundedSemaphore, Lock, Thread
 from typing import Protocol, TypeVar
 
 from mac_core.engine.intake import as_store_error
 from mac_core.engine.learning import engine_failed
 from mac_core.engine.serving import Serving
-from mac_core.errors import StoreError
+from mac_core.errors import Overloaded, StoreError
 from mac_core.memory.restoring import NamespaceContent
 from mac_core.memory.snapshot_reading import Snapshot, delete_snapshot, list_snapshots
 from mac_core.memory.snapshot_writing import write_snapshot
 from mac_core.types import RestoreResult, SnapshotInfo
 
 T = TypeVar("T")
+
+MAX_CALLS = 64  # at once, the one whose turn it is among them; and as many lists
+RETRY_AFTER_S = 5.0
 
 
 class Submit(Protocol):
@@ -33,7 +37,10 @@ class Submit(Protocol):
 
 
 class Snapshots:
-    """The snapshots in one directory. Any thread; every call returns a future at once."""
+    """The snapshots in one directory. Any thread; nothing here blocks.
+
+    Every call returns a future at once, or refuses at once with Overloaded.
+    """
 
     def __init__(
         self,
@@ -47,6 +54,8 @@ class Snapshots:
         self._read = read
         self._write = write
         self._one_at_a_time = Lock()
+        self._room = BoundedSemaphore(MAX_CALLS)
+        self._list_room = BoundedSemaphore(MAX_CALLS)
 
     def create(self, name: str | None) -> Future[SnapshotInfo]:
         """Copy every namespace; without a name, it is the time in UTC."""
@@ -56,18 +65,20 @@ class Snapshots:
             with closing(source):
                 return write_snapshot(source, self._directory, name or default_name())
 
-        return self._in_background(work)
+        return self._in_turn(work)
 
     def list(self) -> Future[list[SnapshotInfo]]:
-        """Those that can be read, oldest first."""
-        return self._in_background(lambda: list_snapshots(self._directory))
+        """Those that can be read, oldest first; one that is being written is not among them."""
+        return _in_background(
+            lambda: list_snapshots(self._directory), room=self._list_room, turn=nullcontext()
+        )
 
     def verify(self, name: str) -> Future[SnapshotInfo]:
         """Compare every file with its checksum; CorruptSnapshot through the future."""
-        return self._in_background(lambda: Snapshot(self._directory, name).verify())
+        return self._in_turn(lambda: Snapshot(self._directory, name).verify())
 
     def delete(self, name: str) -> Future[None]:
-        return self._in_background(lambda: delete_snapshot(self._directory, name))
+        return self._in_turn(lambda: delete_snapshot(self._directory, name))
 
     def restore(
         self, name: str, *, namespaces: Sequence[str] | None, is_replacing: bool
@@ -84,23 +95,44 @@ class Snapshots:
                 lambda serving: put_in_place(serving, contents, is_replacing=is_replacing)
             ).result()
 
-        return self._in_background(work)
+        return self._in_turn(work)
 
-    def _in_background(self, work: Callable[[], T]) -> Future[T]:
-        future: Future[T] = Future()
+    def _in_turn(self, work: Callable[[], T]) -> Future[T]:
+        return _in_background(work, room=self._room, turn=self._one_at_a_time)
 
-        def run() -> None:
-            with self._one_at_a_time:
+
+def _in_background(
+    work: Callable[[], T], *, room: BoundedSemaphore, turn: AbstractContextManager[object]
+) -> Future[T]:
+    """Run `work` on a thread of its own, in its `turn`.
+
+    Raises:
+        Overloaded: there is no `room` for another thread.
+    """
+    if not room.acquire(blocking=False):
+        raise Overloaded(lane="snapshots", max_queued=MAX_CALLS, retry_after_s=RETRY_AFTER_S)
+    future: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            with turn:
                 if not future.set_running_or_notify_cancel():
                     return
                 try:
                     future.set_result(work())
                 except BaseException as error:
                     future.set_exception(engine_failed(error, doing="the snapshot"))
+        finally:
+            room.release()
 
-        # A daemon: what it leaves when the process ends is not seen, and the next one removes it.
-        Thread(target=run, name="mac-snapshot", daemon=True).start()
-        return future
+    # A daemon: what it leaves when the process ends is not seen, and the next one removes it.
+    thread = Thread(target=run, name="mac-snapshot", daemon=True)
+    try:
+        thread.start()
+    except BaseException:
+        room.release()
+        raise
+    return future
 
 
 def put_in_place(

@@ -37,6 +37,7 @@ NO_PRIMARY = (ClusterDownError, RedisClusterException)  # what a cluster says wh
 REDIRECTED = (AskError, TryAgainError)  # MOVED is an AskError, too
 POLL_S = 0.02  # between looks at the streams: one command can wait on one primary only
 MAX_POLL_SHARE = 0.2  # of the time that is spent looking, when there are many streams
+MAX_BLOCK_SHARE = 0.5  # of a command's timeout; silence for all of it means that Redis is away
 
 
 class ClusterClient(RedisCluster):
@@ -154,10 +155,11 @@ def next_entries(
 
     Args:
         after: the id behind which to look, for each stream.
+        timeout_s: one server is waited on for no more than half of its client's `socket_timeout`.
     """
     if isinstance(client, Redis):
         streams: dict[Any, Any] = dict(after)
-        reply: Any = client.xread(streams, count=1, block=max(1, round(1000 * timeout_s)))
+        reply: Any = client.xread(streams, count=1, block=_block_ms(client, timeout_s))
         return {key.decode(): entries[0][0].decode() for key, entries in reply or ()}
     # Blocking would be one connection for each slot. XRANGE finds the same entry as XREAD, and
     # its key is where every client expects it.
@@ -172,6 +174,12 @@ def next_entries(
         if found or now + pause >= until:
             return found
         time.sleep(pause)
+
+
+def _block_ms(client: Redis, timeout_s: float) -> int:
+    """At least 1: Redis takes 0 for ever."""
+    command_s: float = client.get_connection_kwargs()["socket_timeout"]
+    return max(1, int(1000 * min(timeout_s, MAX_BLOCK_SHARE * command_s)))
 
 
 def _ask_server(server: Redis, questions: Sequence[Question], *, raise_on_error: bool) -> list[Any]:

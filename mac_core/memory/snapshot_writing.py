@@ -1,7 +1,7 @@
 """Taking a snapshot: shards and a manifest in a hidden directory, renamed when all is on disk.
 
 Memory holds one shard at a time. A crash leaves a directory whose name begins with a dot, which
-nobody reads; the next snapshot removes it.
+nobody reads; the next snapshot removes it. One that another process writes is locked, and stays.
 """
 
 from __future__ import annotations
@@ -12,8 +12,9 @@ import os
 import shutil
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TextIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +22,7 @@ from safetensors.numpy import save
 
 from mac_core.errors import CorruptRecord, SnapshotExists, StoreError
 from mac_core.memory.copying import RawRecord, Source
+from mac_core.memory.directory_lock import lock_file
 from mac_core.memory.record_format import check_record
 from mac_core.memory.snapshot_manifest import (
     MANIFEST,
@@ -33,6 +35,7 @@ from mac_core.types import Fingerprint, SnapshotInfo
 
 SHARD_BYTES = 64 * 1024**2
 PARTIAL = ".partial-"
+LOCK = ".lock"  # in a partial directory while it is written, and in its parent
 
 Advance = Callable[[int], None]
 
@@ -47,7 +50,7 @@ def write_snapshot(
 
     Raises:
         InvalidInput: no name for a snapshot.
-        SnapshotExists: the name is taken.
+        SnapshotExists: the name is taken, if only by one that is being written.
         StoreError: the store cannot be read, or the disk not be written; nothing is left there.
     """
     check_snapshot_name(name)
@@ -56,19 +59,43 @@ def write_snapshot(
     partial = parent / f"{PARTIAL}{name}"
     try:
         parent.mkdir(parents=True, exist_ok=True)
-        for left in parent.glob(f"{PARTIAL}*"):
-            shutil.rmtree(left)
-        partial.mkdir()
-        try:
-            manifest = _Writing(source, partial, advance).run()
-            os.rename(partial, parent / name)
-            _sync(parent)
-        except BaseException:
-            shutil.rmtree(partial, ignore_errors=True)
-            raise
+        with _begin(partial):
+            try:
+                manifest = _Writing(source, partial, advance).run()
+                os.rename(partial, parent / name)
+                (parent / name / LOCK).unlink(missing_ok=True)
+                _sync(parent)
+            except BaseException:
+                shutil.rmtree(partial, ignore_errors=True)
+                raise
     except OSError as error:
         raise StoreError(f"snapshot {name!r} could not be written: {error}") from error
     return manifest.info(name)
+
+
+def _begin(partial: Path) -> TextIO:
+    """Make the directory, locked until what is returned is closed, and remove dead ones beside it.
+
+    Raises:
+        SnapshotExists: another process writes it.
+        OSError: the disk refuses.
+    """
+    # Without the parent's lock it could be taken for a dead one before it has its own.
+    with lock_file(partial.parent / LOCK, is_waiting=True):
+        _remove_dead(partial.parent)
+        try:
+            partial.mkdir()
+        except FileExistsError:
+            name = partial.name.removeprefix(PARTIAL)
+            raise SnapshotExists(f"snapshot {name!r} is being written by another process") from None
+        return lock_file(partial / LOCK)
+
+
+def _remove_dead(parent: Path) -> None:
+    for partial in parent.glob(f"{PARTIAL}*"):
+        # Locked: it is being written. Not found: it has got its name since.
+        with suppress(BlockingIOError, FileNotFoundError), lock_file(partial / LOCK):
+            shutil.rmtree(partial)
 
 
 class Place(NamedTuple):

@@ -10,8 +10,9 @@ import logging
 import mmap
 import os
 import tempfile
+import time
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,6 +26,7 @@ from mac_core.types import Modulation
 logger = logging.getLogger(__name__)
 
 SEGMENT_BYTES = 16 * 1024**2  # of one file; given back when nothing in it is needed any more
+RETRY_S = 60.0  # after there was no room for a file
 
 
 class Segment:
@@ -116,14 +118,20 @@ class Tiers:
     """Keeps the modulations that are in RAM within a limit. Engine thread only; the sums: any."""
 
     def __init__(
-        self, *, max_ram_bytes: int, directory: Path, segment_bytes: int = SEGMENT_BYTES
+        self,
+        *,
+        max_ram_bytes: int,
+        directory: Path,
+        segment_bytes: int = SEGMENT_BYTES,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._max_ram_bytes = max_ram_bytes
         self._directory = directory
         self._segment_bytes = segment_bytes
         self._segment: Segment | None = None
         self._hot: OrderedDict[int, TieredModulation] = OrderedDict()  # the next to go first
-        self._has_room = True
+        self._clock = clock
+        self._full_at: float | None = None  # None: there was room for the last file
         self.ram_bytes = 0
         self.disk_bytes = 0
 
@@ -153,17 +161,21 @@ class Tiers:
         tiered._hot = stored
         self._hot[id(tiered)] = tiered
         self.ram_bytes += tiered.num_bytes
-        while self.ram_bytes > self._max_ram_bytes and self._has_room:
+        while self.ram_bytes > self._max_ram_bytes and self._may_try():
             self._cool(next(iter(self._hot.values())))
 
+    def _may_try(self) -> bool:
+        return self._full_at is None or self._clock() >= self._full_at + RETRY_S
+
     def _cool(self, tiered: TieredModulation) -> None:
-        """Leave it to its file; where there is no room for one, RAM goes over its limit."""
+        """Leave it to its file; while there is no room for one, RAM goes over its limit."""
         if tiered._place is None and tiered._hot is not None:
             try:
                 tiered._place = self._write(tiered._hot)
             except OSError as error:
-                self._has_room = False
-                logger.warning("modulations stay in RAM, over its limit: %s", error)
+                if self._full_at is None:  # once, not every minute
+                    logger.warning("modulations stay in RAM, over its limit: %s", error)
+                self._full_at = self._clock()
                 return
         del self._hot[id(tiered)]
         tiered._hot = None
@@ -175,6 +187,7 @@ class Tiers:
         if self._segment is None or not self._segment.takes(len(content)):
             size = max(self._segment_bytes, len(content))
             self._segment = Segment(self._directory, num_bytes=size)
+            self._full_at = None
         return Place(self._segment, self._segment.write(content), len(content))
 
 

@@ -7,11 +7,12 @@ from typing import Annotated
 from fastapi import APIRouter, Body, Depends, Path, Query, Response
 from fastapi.responses import JSONResponse
 
-from mac_core.errors import DocumentNotFound, StoreError
+from mac_core.errors import DocumentNotFound
 from mac_core.types import DEFAULT_NAMESPACE, DocumentResult
 from server.dependencies import EngineDependency, EngineFacade, outcome, require_json
 from server.documents import document_of
 from server.job_schemas import JobBody
+from server.problems import is_unavailable
 from server.responses import (
     DocumentDetail,
     DocumentFailed,
@@ -52,8 +53,9 @@ async def post_documents(
     """Learn one document (201, or 200 when it was known) or a batch (200).
 
     When it answers, the documents are durable and the next question sees them. A batch of which
-    the store took nothing is 503. With `?wait=false` it answers 202 as soon as they are kept
-    as a job, which outlives the server and is found at `Location`.
+    the store took nothing because it is away is 503, whatever else is wrong with some documents.
+    With `?wait=false` it answers 202 as soon as they are kept as a job, which outlives the server
+    and is found at `Location`.
 
     With `application/x-ndjson` the body is one document a line, however many, and so is the answer.
     """
@@ -70,9 +72,10 @@ async def post_documents(
     results = await outcome(
         engine.add([document_of(item) for item in body.documents], namespace=namespace)
     )
-    failures = [result.error for result in results if isinstance(result.error, StoreError)]
-    if len(failures) == len(results):  # nothing was written: the whole can be sent again
-        raise failures[0]
+    failures = [result.error for result in results if result.error is not None]
+    away = next((error for error in failures if is_unavailable(error)), None)
+    if away is not None and len(failures) == len(results):
+        raise away  # nothing was written: the whole can be sent again
     response.status_code = 200
     learned = [_outcome(item, result) for item, result in zip(body.documents, results, strict=True)]
     bank_version = max(result.bank_version for result in results)

@@ -173,6 +173,19 @@ def test_jobs_are_refused_before_the_engine_is_ready_and_after_it_has_stopped(
         engine.jobs.get("x")
 
 
+def test_jobs_of_an_engine_that_has_failed_are_left_to_others(bench: Bench) -> None:
+    def crash(_: list[str]) -> None:
+        raise SystemExit("not an Exception: no batch may swallow it")
+
+    wait_for(lambda: bench.engine.jobs._store is not None)
+    bench.model.on_answer = crash
+    bench.engine.ask(Question(text="why")).exception(WAIT_S)
+    job = submit(bench, TEXTS[0])
+    bench.engine.jobs._thread.join(WAIT_S)
+    assert not bench.engine.jobs._thread.is_alive()  # else it claims and gives back for ever
+    assert (get(bench, job).state, get(bench, job).attempts) == ("queued", 0)
+
+
 def test_jobs_that_cannot_be_opened_leave_the_engine_at_work(make_bench: MakeBench) -> None:
     def refuse() -> SqliteJobStore:
         raise StoreError("the jobs are unreadable")

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import closing
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 import torch
 
+from mac_core.engine import snapshots
 from mac_core.engine.maintenance import (
     create_snapshot,
     export_documents,
@@ -16,25 +20,30 @@ from mac_core.engine.maintenance import (
     verify_bank,
     verify_snapshot,
 )
+from mac_core.engine.serving import Serving
+from mac_core.engine.snapshots import Snapshots
 from mac_core.errors import (
     CorruptRecord,
     CorruptSnapshot,
     ForeignSnapshot,
     NamespaceNotEmpty,
     NamespaceNotFound,
+    Overloaded,
     SnapshotError,
+    SnapshotNotFound,
     StoreError,
 )
 from mac_core.memory.bank import BankView
 from mac_core.memory.opening import open_store, url_of_directory
 from mac_core.types import Document, Fingerprint
 from tests.unit.engine.conftest import Bench, MakeBench, outcome
-from tests.unit.engine.fakes import FINGERPRINT, FakeModel
+from tests.unit.engine.fakes import FINGERPRINT, WAIT_S, FakeModel, Gate
 from tests.unit.engine.test_reindex import _record
 from tests.unit.engine.test_replicas import Replica, same, wait_until
 
 OTHER = Fingerprint(amortization_hash="c" * 64, base_lm_hash="d" * 64)
 QUESTION = "What is the code of vault 7?"
+T = TypeVar("T")
 
 
 def fill(bench: Bench) -> None:
@@ -153,6 +162,48 @@ def test_snapshots_are_listed_and_deleted(bench: Bench) -> None:
     assert [info.name for info in outcome(bench.engine.snapshots.list())] == ["s"]
     outcome(bench.engine.snapshots.delete("s"))
     assert outcome(bench.engine.snapshots.list()) == []
+
+
+@pytest.fixture
+def gate() -> Iterator[Gate]:
+    made = Gate()
+    yield made
+    made.open()
+
+
+@pytest.fixture
+def held(gate: Gate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Snapshots:
+    """At most three calls; taking a snapshot waits for the gate, and fails then."""
+
+    def read(work: Callable[[Serving], T], /) -> Future[T]:
+        gate()
+        raise StoreError("away")
+
+    monkeypatch.setattr(snapshots, "MAX_CALLS", 3)
+    return Snapshots(tmp_path, read=read, write=read)
+
+
+def test_a_list_does_not_wait_for_a_snapshot_that_is_being_taken(
+    held: Snapshots, gate: Gate
+) -> None:
+    taking = [held.create(name) for name in "abc"]
+    gate.wait_until_reached()
+    assert held.list().result(WAIT_S / 4) == []
+    assert not any(future.done() for future in taking)
+
+
+def test_more_calls_than_may_wait_are_refused_until_there_is_room(
+    held: Snapshots, gate: Gate
+) -> None:
+    taking = held.create("a")
+    gate.wait_until_reached()
+    waiting = [held.verify("b"), held.verify("c")]
+    with pytest.raises(Overloaded, match="the snapshots queue holds its limit of 3"):
+        held.verify("d")
+    gate.open()
+    assert type(taking.exception(WAIT_S)) is StoreError
+    assert {type(future.exception(WAIT_S)) for future in waiting} == {SnapshotNotFound}
+    assert type(held.verify("d").exception(WAIT_S)) is SnapshotNotFound
 
 
 def test_without_a_server_a_store_is_copied_checked_and_written_out(

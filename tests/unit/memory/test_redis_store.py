@@ -17,6 +17,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from mac_core.errors import CorruptRecord, StoreError
 from mac_core.memory.records import DocumentRecord
 from mac_core.memory.redis_client import Availability, check_server
+from mac_core.memory.redis_cluster import next_entries
 from mac_core.memory.redis_keys import SCHEMA, NamespaceKeys
 from mac_core.memory.redis_store import RedisStore
 from mac_core.memory.redis_url import public_name
@@ -259,6 +260,27 @@ def test_without_a_follower_one_call_in_a_second_tries_again() -> None:
     assert not availability.may_try()
     availability.note(is_away=False)
     assert availability.may_try()
+
+
+@pytest.mark.parametrize(
+    ("socket_timeout_s", "timeout_s", "block_ms"),
+    [("0.4", 0.5, 200), ("1", 0.5, 500), ("3", 0.5, 500), ("3", 0.02, 20), ("0.001", 0.5, 1)],
+)
+def test_waiting_for_news_takes_half_of_a_commands_timeout_at_most(
+    monkeypatch: pytest.MonkeyPatch, socket_timeout_s: str, timeout_s: float, block_ms: int
+) -> None:
+    asked: list[dict[str, Any]] = []
+    monkeypatch.setattr(Redis, "xread", lambda _, streams, **options: asked.append(options))
+    url = f"redis://127.0.0.1:1/0?socket_timeout={socket_timeout_s}"
+    with Redis.from_url(url, socket_timeout=3.0) as client:
+        assert next_entries(client, {"key": "0-0"}, timeout_s=timeout_s) == {}
+    assert asked == [{"count": 1, "block": block_ms}]
+
+
+def test_a_server_to_which_nothing_is_written_is_not_away(redis_url: str) -> None:
+    with closing(RedisStore(f"{redis_url}?socket_timeout=2", fingerprint=FINGERPRINT)) as store:
+        assert store.feed.wait({"default": 0}, timeout_s=5.0) == frozenset()
+        assert not store.is_away
 
 
 def test_an_acknowledged_write_survives_sigkill_of_the_server(

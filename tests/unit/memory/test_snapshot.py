@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import replace
@@ -29,7 +31,7 @@ from mac_core.memory.copying import RawRecord
 from mac_core.memory.records import DocumentRecord
 from mac_core.memory.snapshot_manifest import MANIFEST
 from mac_core.memory.snapshot_reading import Snapshot, delete_snapshot, list_snapshots
-from mac_core.memory.snapshot_writing import write_snapshot
+from mac_core.memory.snapshot_writing import LOCK, PARTIAL, write_snapshot
 from mac_core.memory.store import Store
 from mac_core.types import SnapshotInfo
 from tests.unit.memory.stores import FINGERPRINT, OpenStore, redis_at, sqlite_in
@@ -336,16 +338,86 @@ def test_a_snapshot_that_cannot_be_finished_leaves_nothing(
         fill(store, make_record)
         with closing(store.source()) as source, pytest.raises(StoreError, match="No space left"):
             write_snapshot(source, tmp_path / "snapshots", "s", advance=fail)
-    assert list((tmp_path / "snapshots").iterdir()) == []
+    assert names_in(tmp_path / "snapshots") == {LOCK}
 
 
-def test_what_a_killed_snapshot_left_goes_with_the_next(taken: Path, tmp_path: Path) -> None:
+def names_in(directory: Path) -> set[str]:
+    return {path.name for path in directory.iterdir()}
+
+
+@pytest.mark.parametrize("left", [MANIFEST, LOCK])
+def test_what_a_killed_snapshot_left_goes_with_the_next(
+    taken: Path, tmp_path: Path, left: str
+) -> None:
     (taken / ".partial-dead").mkdir()
-    (taken / ".partial-dead" / MANIFEST).write_text("{}")
+    (taken / ".partial-dead" / left).write_text("{}")
     assert [info.name for info in list_snapshots(taken)] == ["s"]
     with closing(sqlite_in(tmp_path / "store")()) as store:
         take(store, taken, "t")
     assert not (taken / ".partial-dead").exists()
+
+
+@pytest.fixture
+def beside(tmp_path: Path, make_record: MakeRecord) -> Iterator[Callable[[str, str], SnapshotInfo]]:
+    """Writes one snapshot, and in the middle of it another, as another process would."""
+    with closing(sqlite_in(tmp_path / "store")()) as store:
+        fill(store, make_record)
+
+        def write(name: str, meanwhile: str) -> SnapshotInfo:
+            others = iter([meanwhile])
+
+            def advance(amount: int) -> None:
+                for other in others:
+                    take(store, tmp_path / "snapshots", other)
+
+            with closing(store.source()) as source:
+                return write_snapshot(source, tmp_path / "snapshots", name, advance=advance)
+
+        yield write
+
+
+def test_a_snapshot_that_another_process_writes_is_left_alone(
+    beside: Callable[[str, str], SnapshotInfo], tmp_path: Path
+) -> None:
+    info = beside("s", "t")
+    assert Snapshot(tmp_path / "snapshots", "s").verify() == info
+    Snapshot(tmp_path / "snapshots", "t").verify()
+    assert names_in(tmp_path / "snapshots") == {LOCK, "s", "t"}
+    assert LOCK not in names_in(tmp_path / "snapshots" / "s")
+
+
+def test_a_name_that_another_process_writes_is_taken(
+    beside: Callable[[str, str], SnapshotInfo], tmp_path: Path
+) -> None:
+    with pytest.raises(SnapshotExists, match="'s' is being written by another process"):
+        beside("s", "s")
+
+
+def test_a_process_that_is_killed_leaves_its_snapshot_to_the_next(
+    taken: Path, tmp_path: Path
+) -> None:
+    program = (
+        "import sys; from pathlib import Path\n"
+        "from mac_core.memory.snapshot_writing import _begin\n"
+        "with _begin(Path(sys.argv[1])): print('written', flush=True); sys.stdin.read()"
+    )
+    partial = taken / f"{PARTIAL}dead"
+    with (
+        closing(sqlite_in(tmp_path / "store")()) as store,
+        subprocess.Popen(
+            [sys.executable, "-c", program, str(partial)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        ) as process,
+    ):
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"written\n"
+        take(store, taken, "t")
+        assert partial.exists()
+        process.kill()
+        process.wait()
+        take(store, taken, "u")
+    assert not partial.exists()
 
 
 class DamagedSource:

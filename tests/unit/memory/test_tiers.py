@@ -109,22 +109,61 @@ def _maps(directory: Path) -> int:
     return Path("/proc/self/maps").read_text().count(str(directory))
 
 
+def no_space(*_: Any) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
 def test_a_full_disk_leaves_everything_in_ram(
     make_modulation: MakeModulation,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    def fail(*_: Any) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(os, "posix_fallocate", fail)
+    monkeypatch.setattr(os, "posix_fallocate", no_space)
     stored = stored_of(make_modulation, 1)
     tiers = Tiers(max_ram_bytes=stored.num_bytes, directory=tmp_path)
     tiered = [tiers.shelter(stored) for _ in range(3)]
     assert all(item.is_hot for item in tiered)
     assert same(tiered[0], stored)
     assert caplog.text.count("over its limit") == 1
+
+
+def test_a_disk_that_was_full_is_tried_again_after_a_minute(
+    make_modulation: MakeModulation, tmp_path: Path
+) -> None:
+    now = 100.0
+    stored = stored_of(make_modulation, 1)
+    tiers = Tiers(max_ram_bytes=stored.num_bytes, directory=tmp_path, clock=lambda: now)
+    with pytest.MonkeyPatch.context() as full:
+        full.setattr(os, "posix_fallocate", no_space)
+        tiered = [tiers.shelter(stored) for _ in range(3)]
+    now = 159.9
+    tiered[0].unpack()
+    assert tiers.ram_bytes == 3 * stored.num_bytes
+    now = 160.0
+    tiered.append(tiers.shelter(stored))
+    assert [item.is_hot for item in tiered] == [False, False, False, True]
+    assert tiers.ram_bytes == stored.num_bytes
+
+
+def test_a_full_disk_is_told_of_once_until_there_was_room(
+    make_modulation: MakeModulation,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    now = 100.0
+    outcomes = iter([no_space, no_space, os.posix_fallocate, no_space])
+    monkeypatch.setattr(os, "posix_fallocate", lambda *args: next(outcomes)(*args))
+    stored = stored_of(make_modulation, 1)
+    tiers = Tiers(max_ram_bytes=0, directory=tmp_path, segment_bytes=1, clock=lambda: now)
+    kept, told = [], []
+    for later_s in (0.0, 60.0, 60.0):
+        now += later_s
+        kept.append(tiers.shelter(stored))
+        told.append(caplog.text.count("over its limit"))
+    assert told == [1, 1, 2]
+    assert [item.is_hot for item in kept] == [False, True, True]
 
 
 def outcome(bank: MemoryBank, view: BankView, **changes: Any) -> list[Any]:

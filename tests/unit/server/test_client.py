@@ -1,4 +1,4 @@
-"""The client of `mac ingest`: batches, retries."""
+"""The client of `mac ingest`: batches, retries, of the whole and of single documents."""
 
 import json
 from collections.abc import Callable
@@ -6,7 +6,17 @@ from collections.abc import Callable
 import httpx
 import pytest
 
-from server.client import Client, IngestReport, ServerRefused, SourceDocument, batches
+from mac_core.errors import MacError
+from server.client import (
+    MAX_ATTEMPTS,
+    RETRYABLE_CODES,
+    Client,
+    IngestReport,
+    ServerRefused,
+    SourceDocument,
+    batches,
+)
+from server.problems import PROBLEMS, retry_advice_s
 
 Answer = Callable[[httpx.Request], httpx.Response]
 
@@ -78,6 +88,70 @@ def test_a_failed_document_of_a_batch_is_reported_with_its_origin() -> None:
     report = IngestReport()
     client_of(answer, []).add([source(0)], "default", report)
     assert report.failures == ["f:0: invalid_input: is blank"]
+
+
+class Fickle:
+    """A server that fails the documents of `codes` with their next code, while they have one."""
+
+    def __init__(self, codes: dict[str, list[str]]) -> None:
+        self._codes = codes
+        self.sent: list[list[str]] = []
+
+    def __call__(self, request: httpx.Request) -> httpx.Response:
+        ids = [item["id"] for item in json.loads(request.content)["documents"]]
+        self.sent.append(ids)
+        return httpx.Response(200, json={"documents": [self._result(name) for name in ids]})
+
+    def _result(self, name: str) -> dict[str, str]:
+        codes = self._codes.get(name)
+        if not codes:
+            return {"id": name, "status": "inserted"}
+        return {"id": name, "status": "failed", "code": codes.pop(0), "detail": "a detail"}
+
+
+@pytest.mark.parametrize("code", RETRYABLE_CODES)
+def test_documents_that_may_be_sent_again_are_and_the_others_are_reported_at_once(
+    code: str,
+) -> None:
+    server = Fickle({"0": ["invalid_input"], "1": [code, code], "2": [code]})
+    waits: list[float] = []
+    report = IngestReport()
+    client_of(server, waits).add([source(number) for number in range(4)], "default", report)
+    assert server.sent == [["0", "1", "2", "3"], ["1", "2"], ["1"]]
+    assert waits == [1.0, 2.0]
+    assert report.counts == {"inserted": 3, "failed": 1}
+    assert report.failures == ["f:0: invalid_input: a detail"]
+
+
+def test_a_document_that_fails_at_every_attempt_has_failed() -> None:
+    server = Fickle({"1": ["store_unavailable"] * MAX_ATTEMPTS})
+    waits: list[float] = []
+    report = IngestReport()
+    client_of(server, waits).add([source(0), source(1)], "default", report)
+    assert (len(server.sent), len(waits)) == (MAX_ATTEMPTS, MAX_ATTEMPTS - 1)
+    assert report.failures == ["f:1: store_unavailable: a detail"]
+
+
+def test_attempts_of_the_whole_and_of_its_documents_are_counted_together() -> None:
+    server = Fickle({"1": ["store_unavailable"]})
+    answers = iter([server, *[lambda request: problem(503)] * MAX_ATTEMPTS])
+    waits: list[float] = []
+    report = IngestReport()
+    client = client_of(lambda request: next(answers)(request), waits)
+    with pytest.raises(ServerRefused, match="503 a_code"):
+        client.add([source(0), source(1)], "default", report)
+    assert len(waits) == MAX_ATTEMPTS - 1
+    assert report.counts == {"inserted": 1}
+
+
+def test_the_codes_that_are_sent_again_are_those_with_a_retry_in_the_problem_table() -> None:
+    def bare(kind: type[MacError]) -> MacError:
+        error = kind.__new__(kind)
+        error.retry_after_s = 1.0  # type: ignore[attr-defined]  # of Overloaded
+        return error
+
+    marked = {code for kind, (_, code) in PROBLEMS.items() if retry_advice_s(bare(kind))}
+    assert set(RETRYABLE_CODES) == marked
 
 
 def test_no_server_is_said_with_its_address() -> None:

@@ -1,5 +1,6 @@
 """`/documents` and `/namespaces` over a fake engine."""
 
+from collections.abc import Callable
 from concurrent.futures import Future
 from urllib.parse import unquote
 
@@ -11,6 +12,7 @@ from mac_core.errors import (
     CorruptRecord,
     EngineFailed,
     ForeignRecord,
+    InvalidInput,
     Overloaded,
     StoreError,
 )
@@ -184,22 +186,61 @@ async def test_v1_is_the_same_handlers(client: httpx.AsyncClient) -> None:
     assert (await client.get("/documents/a/b")).json()["text"] == TEXT
 
 
-async def test_a_batch_of_which_the_store_took_nothing_is_503(
-    client: httpx.AsyncClient, engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
-) -> None:
+AWAY, BLANK = StoreError("the store is away"), InvalidInput("document 'b' is blank")
+CORRUPT = CorruptRecord("record 'a' fails its checksum")
+
+
+def adding(*errors: Exception | None) -> Callable[..., Future[list[DocumentResult]]]:
+    """An `add` whose documents end with these errors, in order."""
+
     def add(documents: list[Document], **_: object) -> Future[list[DocumentResult]]:
         future: Future[list[DocumentResult]] = Future()
-        failed = DocumentResult(
-            id="", status="failed", num_chunks=0, num_tokens=0, bank_version=0,
-            error=StoreError("the store is away"),
+        future.set_result(
+            [
+                DocumentResult(
+                    id="", status="failed" if error else "inserted", num_chunks=0, num_tokens=0,
+                    bank_version=0, error=error,
+                )
+                for _, error in zip(documents, errors, strict=True)
+            ]
         )  # fmt: skip
-        future.set_result([failed for _ in documents])
         return future
 
-    monkeypatch.setattr(engine, "add", add)
+    return add
+
+
+@pytest.mark.parametrize("errors", [(AWAY, AWAY), (BLANK, AWAY), (CORRUPT, AWAY)])
+async def test_a_batch_of_which_the_store_took_nothing_is_503(
+    client: httpx.AsyncClient,
+    engine: FakeEngine,
+    monkeypatch: pytest.MonkeyPatch,
+    errors: tuple[Exception, ...],
+) -> None:
+    monkeypatch.setattr(engine, "add", adding(*errors))
     response = await client.post("/documents", json={"documents": [{"text": TEXT}, {"text": "x"}]})
     assert (response.status_code, response.json()["code"]) == (503, "store_unavailable")
     assert response.headers["retry-after"] == "2"
+
+
+@pytest.mark.parametrize(
+    ("errors", "codes"),
+    [
+        ((None, AWAY), [None, "store_unavailable"]),
+        ((BLANK, CORRUPT), ["invalid_input", "corrupt_record"]),
+        ((CORRUPT, CORRUPT), ["corrupt_record", "corrupt_record"]),
+    ],
+)
+async def test_a_batch_that_no_repeat_would_help_as_a_whole_is_200(
+    client: httpx.AsyncClient,
+    engine: FakeEngine,
+    monkeypatch: pytest.MonkeyPatch,
+    errors: tuple[Exception | None, ...],
+    codes: list[str | None],
+) -> None:
+    monkeypatch.setattr(engine, "add", adding(*errors))
+    response = await client.post("/documents", json={"documents": [{"text": TEXT}, {"text": "x"}]})
+    assert response.status_code == 200
+    assert [item.get("code") for item in response.json()["documents"]] == codes
 
 
 @pytest.mark.parametrize(

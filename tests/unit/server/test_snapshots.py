@@ -8,6 +8,7 @@ from mac_core.errors import (
     ForeignSnapshot,
     MacError,
     NamespaceNotEmpty,
+    Overloaded,
     SnapshotTooNew,
     StoreError,
 )
@@ -69,6 +70,18 @@ async def test_a_refusal_has_its_code_and_says_why(
     response = await client.post("/snapshots/s/restore", json={})
     assert (response.status_code, response.json()["code"]) == (status, code)
     assert response.json()["detail"] == str(error)
+
+
+async def test_too_many_calls_are_429_and_say_when_to_retry(
+    client: httpx.AsyncClient, engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(name: str | None) -> None:
+        raise Overloaded(lane="snapshots", max_queued=64, retry_after_s=5.0)
+
+    monkeypatch.setattr(engine.snapshots, "create", refuse)
+    response = await client.post("/snapshots", json={})
+    assert (response.status_code, response.json()["code"]) == (429, "overloaded")
+    assert response.headers["retry-after"] == "5"
 
 
 async def test_a_taken_name_is_409(client: httpx.AsyncClient) -> None:
