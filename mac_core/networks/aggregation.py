@@ -184,6 +184,17 @@ def token_mean(question: QuestionEncoding, mass: Tensor) -> Tensor:
     return (mass * real).sum(1) / real.sum(1).clamp_min(1.0)
 
 
+def kept_mass(log_bias: Tensor, document: Tensor, *, documents: int) -> Tensor:
+    """Each document's share of the weight of the slots kept: `(batch, documents)`.
+
+    Args:
+        log_bias: `(batch, virtual_tokens)`; -inf: no slot. A row without any has no mass.
+        document: `(batch, virtual_tokens)`, int64, place of each slot's document.
+    """
+    weights = torch.softmax(log_bias, dim=1).nan_to_num()
+    return weights.new_zeros(len(weights), documents).scatter_add(1, document, weights)
+
+
 def finish_target(
     question: QuestionEncoding, states: Tensor, document_mass: Tensor
 ) -> TargetModulation:

@@ -22,6 +22,7 @@ from mac_core.networks.aggregation import (
     AttendAggregation,
     block_shard,
     finish_target,
+    kept_mass,
     token_mean,
 )
 from mac_core.networks.attention import attend_online, shard_mass, slot_bias
@@ -31,24 +32,28 @@ KeyedBank = tuple[BankSlice, AggregationKeys]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ByDocument:
-    """What one level says of each document of the bank."""
+class Level:
+    """What one level says of the bank that it reads."""
 
     mass: Tensor  # (batch, documents), within its group
     log_null: Tensor | None  # (batch, documents), see `TargetModulation`
+    kept: Tensor | None  # (batch, groups, virtual_tokens), within its group, see the same
 
     @classmethod
-    def joined(cls, parts: Sequence[ByDocument], *, dim: int) -> ByDocument:
+    def joined(cls, parts: Sequence[Level], *, dim: int) -> Level:
         """Parts of the rows (0) or of the documents (1) in their order."""
         nulls = [part.log_null for part in parts if part.log_null is not None]
+        kept = [part.kept for part in parts if part.kept is not None]
         return cls(
             mass=torch.cat([part.mass for part in parts], dim=dim),
             log_null=torch.cat(nulls, dim=dim) if nulls else None,
+            kept=torch.cat(kept, dim=dim) if kept else None,
         )
 
-    def first(self, documents: int) -> ByDocument:
-        """Without the padding behind them."""
-        return ByDocument(
+    def first(self, documents: int) -> Level:
+        """Without what is said of the padding behind the documents."""
+        return replace(
+            self,
             mass=self.mass[:, :documents],
             log_null=None if self.log_null is None else self.log_null[:, :documents],
         )
@@ -78,6 +83,21 @@ def num_levels(bank_size: int, *, max_group: int) -> int:
             return level
         bank_size = -(-bank_size // max_group)
     raise RuntimeError(f"groups of {max_group} leave {bank_size} modulations however often")
+
+
+def rows_by_level(bank_sizes: Sequence[int], *, max_group: int) -> list[list[int]]:
+    """Rows whose banks are aggregated equally often; a row of an empty bank is in no part.
+
+    Rows of one part read as they would alone: past a row's own groups there is only padding.
+
+    Raises:
+        ValueError: `max_group` below 2.
+    """
+    parts = dict[int, list[int]]()
+    for row, bank_size in enumerate(bank_sizes):
+        if bank_size:
+            parts.setdefault(num_levels(bank_size, max_group=max_group), []).append(row)
+    return [parts[levels] for levels in sorted(parts)]
 
 
 def aggregate_bank(
@@ -110,7 +130,8 @@ def aggregate_hierarchically(
     """Aggregate a bank of any size, level by level.
 
     A group counts at the next level by the summed prior of its documents. A document's mass is its
-    mass within its group times the group's mass above.
+    share of the slots that the top keeps; where slots are mixtures, its mass within its group times
+    the group's mass above. All rows have the levels of the bank's width: see `rows_by_level`.
 
     Raises:
         ValueError: an empty bank (the caller answers without a prefix), or `max_group` below 2.
@@ -124,8 +145,17 @@ def aggregate_hierarchically(
     above = aggregate_hierarchically(
         network, question, groups, network.keys(groups.slots, groups.mask), max_group=max_group
     )
-    group_mass = above.document_mass.repeat_interleave(max_group, dim=1)[:, :documents]
-    return replace(above, document_mass=below.mass * group_mass, log_null=below.log_null)
+    above = replace(above, log_null=below.log_null)
+    if above.kept is None or below.kept is None:
+        group_mass = above.document_mass.repeat_interleave(max_group, dim=1)[:, :documents]
+        return replace(above, document_mass=below.mass * group_mass)
+    virtual_tokens = bank.slots.shape[2]
+    group = torch.arange(below.kept.shape[1], device=below.kept.device)
+    places = below.kept + (group * max_group * virtual_tokens)[:, None]  # in the whole bank
+    kept = places.flatten(1).gather(1, above.kept)  # (batch, virtual_tokens)
+    kept = kept.clamp_max(documents * virtual_tokens - 1)  # no slot of the last group's padding
+    mass = kept_mass(above.log_bias, kept // virtual_tokens, documents=documents)
+    return replace(above, document_mass=mass, kept=kept)
 
 
 def shard_bank(bank: BankSlice, keys: AggregationKeys, *, max_documents: int) -> list[KeyedBank]:
@@ -165,8 +195,8 @@ def aggregate_flat(
 
 def _aggregate_groups(
     network: AggregationNetwork, question: QuestionEncoding, keyed: KeyedBank, max_group: int
-) -> tuple[BankSlice, ByDocument]:
-    """One level: the groups' results as a bank of `(batch, groups)`, and what of each document."""
+) -> tuple[BankSlice, Level]:
+    """One level: the groups' results as a bank of `(batch, groups)`, and what else it says."""
     bank = keyed[0]
     batch, documents = bank.log_prior.shape
     if batch > 1 and len(bank.slots) == 1:
@@ -176,20 +206,20 @@ def _aggregate_groups(
             _aggregate_groups(network, _question_row(question, row), _row(keyed, row), max_group)
             for row in range(batch)
         ]
-        joined = ByDocument.joined([below for _, below in rows], dim=0)
+        joined = Level.joined([below for _, below in rows], dim=0)
         return _join([groups for groups, _ in rows], dim=0), joined
     whole = documents // max_group * max_group
     parts = [_aggregate_fold(network, question, _span(keyed, 0, whole), max_group)]
     if whole < documents:  # only the last, short group is padded, hence copied
         rest = _pad_documents(_span(keyed, whole, documents), max_group - (documents - whole))
         parts.append(_aggregate_fold(network, question, rest, max_group))
-    below = ByDocument.joined([below for _, below in parts], dim=1).first(documents)
+    below = Level.joined([below for _, below in parts], dim=1).first(documents)
     return _join([groups for groups, _ in parts], dim=1), below
 
 
 def _aggregate_fold(
     network: AggregationNetwork, question: QuestionEncoding, keyed: KeyedBank, max_group: int
-) -> tuple[BankSlice, ByDocument]:
+) -> tuple[BankSlice, Level]:
     """As `_aggregate_groups`, for whole groups and a bank of its own for each row."""
     batch, documents = keyed[0].log_prior.shape
     groups = documents // max_group
@@ -208,9 +238,10 @@ def _aggregate_fold(
         else target.origin.reshape(batch, groups, *target.origin.shape[1:]),
     )
     null = target.log_null
-    return results, ByDocument(
+    return results, Level(
         mass=target.document_mass.reshape(batch, documents),
         log_null=None if null is None else null.reshape(batch, documents),
+        kept=None if target.kept is None else target.kept.reshape(batch, groups, -1),
     )
 
 

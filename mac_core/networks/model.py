@@ -19,7 +19,7 @@ from mac_core.networks.aggregation import AggregationKeys, AggregationNetwork
 from mac_core.networks.base_lm import BaseLM
 from mac_core.networks.batching import bank_slice, pointer_memory
 from mac_core.networks.generation import Row, Sampling, ShouldStop, generate
-from mac_core.networks.hierarchy import aggregate_bank
+from mac_core.networks.hierarchy import aggregate_bank, rows_by_level
 from mac_core.networks.interfaces import AmortizationNetwork, PrefixNetwork
 from mac_core.networks.layout import Layout, pad_rows
 from mac_core.networks.pointer import PointerHead, PointerMemory, shifted
@@ -300,10 +300,28 @@ class MacModel(nn.Module):
     def _aggregate(
         self, requests: Sequence[AnswerRequest], ids: Tensor, mask: Tensor
     ) -> TargetModulation | None:
-        """The target modulation of each row; None where no row has documents."""
-        if not any(request.modulations for request in requests):
+        """The target modulation of each row; None where no row has documents.
+
+        Rows of unlike levels are aggregated apart, so that none has the levels of its neighbour.
+        """
+        sizes = [len(request.modulations) for request in requests]
+        parts = rows_by_level(sizes, max_group=self.config.aggregation.max_group)
+        if not parts:
             return None
         question = self.encode_question_ids(ids, mask)
+        if len(parts[0]) == len(requests):
+            return self._aggregate_alike(requests, question)
+        rows = [torch.tensor(part, device=self.device) for part in parts]
+        targets = [
+            self._aggregate_alike([requests[row] for row in part], question.rows(index))
+            for part, index in zip(parts, rows, strict=True)
+        ]
+        return TargetModulation.of_rows(targets, rows, batch=len(requests))
+
+    def _aggregate_alike(
+        self, requests: Sequence[AnswerRequest], question: QuestionEncoding
+    ) -> TargetModulation:
+        """The target modulation of rows that have documents and like levels."""
         bank, keys = bank_slice(
             [request.modulations for request in requests],
             [request.aggregation_keys for request in requests],

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from mac_core.config import AggregationConfig
-from mac_core.networks.aggregation import AggregationKeys, AggregationNetwork
+from mac_core.networks.aggregation import AggregationKeys, AggregationNetwork, kept_mass
 from mac_core.networks.values import BankSlice, QuestionEncoding, TargetModulation
 
 
@@ -70,8 +70,6 @@ def keep_best(
     batch, documents, virtual_tokens = scores.shape
     flat = scores.flatten(1)  # (batch, documents * virtual_tokens)
     log_bias, index = flat.topk(min(count, flat.shape[1]), dim=1)  # (batch, kept)
-    weights = torch.softmax(log_bias, dim=1).nan_to_num()  # a row without slots has no mass
-    mass = weights.new_zeros(batch, documents).scatter_add(1, index // virtual_tokens, weights)
 
     def kept(columns: Tensor) -> Tensor:
         rows = columns.flatten(1, 2).expand(batch, -1, -1)
@@ -80,6 +78,7 @@ def keep_best(
     return TargetModulation(
         slots=kept(slots),
         log_bias=log_bias,
-        document_mass=mass,
+        document_mass=kept_mass(log_bias, index // virtual_tokens, documents=documents),
         origin=None if origin is None else kept(origin),
+        kept=index,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import IntEnum
 
@@ -34,6 +35,14 @@ class QuestionEncoding:
             states=self.states[index : index + 1, :length],
             mask=self.mask[index : index + 1, :length],
             selection_query=self.selection_query[index : index + 1],
+        )
+
+    def rows(self, index: Tensor) -> QuestionEncoding:
+        """The questions of int64 `(rows,)`, with their padding."""
+        return QuestionEncoding(
+            states=self.states[index],
+            mask=self.mask[index],
+            selection_query=self.selection_query[index],
         )
 
 
@@ -72,6 +81,30 @@ class TargetModulation:
     origin: Tensor | None = None  # (batch, virtual_tokens, 4), see `Origin`
     # (batch, documents), log-probability that the document does not answer; None: not known.
     log_null: Tensor | None = None
+    # (batch, virtual_tokens), int64, which of the bank's slots each one is, counted document by
+    # document; None: each is a mixture, or the rows had no one bank.
+    kept: Tensor | None = None
+
+    @classmethod
+    def of_rows(
+        cls, parts: Sequence[TargetModulation], rows: Sequence[Tensor], *, batch: int
+    ) -> TargetModulation:
+        """One batch of `parts` that were made apart; a row in none of them has no slots, no mass.
+
+        Args:
+            rows: by part, its rows' places in the batch, int64 `(rows,)`.
+        """
+        origins = [part.origin for part in parts if part.origin is not None]
+        nulls = [part.log_null for part in parts if part.log_null is not None]
+        biases = [part.log_bias for part in parts]
+        masses = [part.document_mass for part in parts]
+        return cls(
+            slots=_at_rows([part.slots for part in parts], rows, batch=batch),
+            log_bias=_at_rows(biases, rows, batch=batch, fill=-torch.inf),
+            document_mass=_at_rows(masses, rows, batch=batch),
+            origin=_at_rows(origins, rows, batch=batch) if origins else None,
+            log_null=_at_rows(nulls, rows, batch=batch) if nulls else None,
+        )
 
     def unweighed(self, rows: Tensor) -> TargetModulation:
         """The same with every slot counting alike in the rows of bool `(batch,)`."""
@@ -102,3 +135,15 @@ class Prefix:
     def masked(self, blank: Tensor) -> Prefix:
         """The same prefix with the rows of bool `(batch, 1)` hidden altogether."""
         return replace(self, log_bias=self.log_bias.masked_fill(blank, -torch.inf))
+
+
+def _at_rows(
+    tensors: Sequence[Tensor], rows: Sequence[Tensor], *, batch: int, fill: float = 0.0
+) -> Tensor:
+    """Tensors of one rank at their rows of one `(batch, ...)`, with `fill` where none reaches."""
+    sizes = [max(size) for size in zip(*(t.shape[1:] for t in tensors), strict=True)]
+    whole = tensors[0].new_full((batch, *sizes), fill)
+    for tensor, index in zip(tensors, rows, strict=True):
+        place: tuple[Tensor | slice, ...] = (index, *(slice(size) for size in tensor.shape[1:]))
+        whole[place] = tensor
+    return whole

@@ -18,6 +18,7 @@ TOLERANCE = {"rel": 1e-4, "abs": 1e-4}
 ELBE = "The Elbe rises in the mountains and flows to the north sea."
 DAM = "The dam was built in 1921 by the minister of the city."
 SHORT = "Amber."
+MORE_THAN_A_GROUP = (DAM, "Cedar.", SHORT, "Copper river.", ELBE, "The willow bridge.")
 QUESTIONS = ("Where does the Elbe rise?", "Who built it?", "When was the dam of the city built?")
 
 MODELS: dict[str, Callable[..., MacModel]] = {
@@ -61,6 +62,7 @@ def mixed_requests(model: MacModel) -> list[AnswerRequest]:
         request_for(model, QUESTIONS[0], [SHORT, DAM], texts=(SHORT,)),
         request_for(model, QUESTIONS[1], [DAM], texts=(DAM, ELBE), max_new_tokens=1),
         request_for(model, QUESTIONS[0], [ELBE, DAM], temperature=1.0, seed=7),
+        request_for(model, QUESTIONS[2], MORE_THAN_A_GROUP),
     ]
 
 

@@ -17,6 +17,7 @@ from mac_core.networks.hierarchy import (
     aggregate_hierarchically,
     group_ranges,
     num_levels,
+    rows_by_level,
     shard_bank,
 )
 from mac_core.networks.values import BankSlice, QuestionEncoding, TargetModulation
@@ -101,6 +102,30 @@ def test_changing_any_one_document_changes_the_target(bank_size: int, document: 
 def test_levels_are_at_most_the_logarithm(bank_size: int, max_group: int, levels: int) -> None:
     assert num_levels(bank_size, max_group=max_group) == levels
     assert bank_size <= max_group**levels
+
+
+def test_rows_of_like_levels_are_together_and_empty_banks_nowhere() -> None:
+    assert rows_by_level([17, 3, 0, 5, 4, 16, 1], max_group=4) == [[1, 4, 6], [3, 5], [0]]
+    assert rows_by_level([0, 0], max_group=4) == []
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("fewer", "more"), [(1, 4), (5, 16), (6, 13), (17, 20)])
+def test_row_beside_one_of_more_documents_and_like_levels_reads_as_alone(
+    fewer: int, more: int
+) -> None:
+    network, question = attend_network(), sample_question(2)
+    bank = sample_bank(2, more, rows=2)
+    mask, prior = bank.mask.clone(), bank.log_prior.clone()
+    mask[0, fewer:], prior[0, fewer:] = False, -torch.inf
+    own = BankSlice(
+        slots=bank.slots[:1, :fewer], mask=mask[:1, :fewer], log_prior=prior[:1, :fewer]
+    )
+    alone = aggregate(network, question_row(question, 0), own)
+    beside = aggregate(network, question, replace(bank, mask=mask, log_prior=prior))
+    torch.testing.assert_close(beside.slots[0], alone.slots[0], **TOLERANCE)
+    torch.testing.assert_close(beside.document_mass[0, :fewer], alone.document_mass[0], **TOLERANCE)
+    assert not beside.document_mass[0, fewer:].any()
 
 
 @pytest.mark.parametrize("bank_size", BANK_SIZES)

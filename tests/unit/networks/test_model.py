@@ -61,7 +61,7 @@ def assert_same(actual: Generated, expected: Generated) -> None:
 # ---- a row and its batch
 
 
-@pytest.mark.parametrize("row", range(6))
+@pytest.mark.parametrize("row", range(7))
 def test_batched_answer_equals_single_answer(model: MacModel, row: int) -> None:
     # Defects 2 and 4: rows mixed in the bank axis; positions and masks that padding moves.
     requests = mixed_requests(model)

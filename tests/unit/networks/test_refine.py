@@ -275,7 +275,23 @@ def test_refining_by_groups_is_refining_the_whole_bank(documents: int, rows: int
     flat = network(question, bank, NO_KEYS)
     grouped = aggregate_hierarchically(network, question, bank, NO_KEYS, max_group=4)
     assert_alike(grouped, flat)
-    torch.testing.assert_close(grouped.document_mass.sum(1), torch.ones(3))
+    torch.testing.assert_close(grouped.document_mass, flat.document_mass, **TOLERANCE)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("documents", [5, 9, 18])
+def test_order_of_documents_is_without_effect_by_groups(documents: int) -> None:
+    network, question, bank = refining(), sample_question(1), ragged_bank(1, documents)
+    order = torch.randperm(documents, generator=torch.Generator().manual_seed(4))
+    straight, turned = (
+        aggregate_hierarchically(network, question, numbered(b), NO_KEYS, max_group=4)
+        for b in (bank, permuted(bank, order))
+    )
+    mass, log_null = straight.document_mass, straight.log_null
+    assert log_null is not None
+    assert int((mass > 0).sum()) < documents  # some lose every slot
+    torch.testing.assert_close(turned.document_mass, mass[:, order], **TOLERANCE)
+    torch.testing.assert_close(turned.log_null, log_null[:, order], **TOLERANCE)
 
 
 @torch.no_grad()

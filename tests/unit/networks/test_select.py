@@ -87,7 +87,22 @@ def test_selection_by_groups_is_selection_from_the_whole_bank(
     real = flat.log_bias > -torch.inf
     torch.testing.assert_close(grouped.log_bias, flat.log_bias, **TOLERANCE)
     assert torch.equal(grouped.slots[real], flat.slots[real])
-    torch.testing.assert_close(grouped.document_mass.sum(1), torch.ones(3))
+    torch.testing.assert_close(grouped.document_mass, flat.document_mass, **TOLERANCE)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("documents", [5, 9, 18])
+def test_order_of_documents_is_without_effect_on_mass_by_groups(
+    network: SelectAggregation, documents: int
+) -> None:
+    question, bank = sample_question(1), sample_bank(1, documents)
+    order = torch.randperm(documents, generator=torch.Generator().manual_seed(4))
+    straight, turned = (
+        select(network, question, b, max_group=4).document_mass
+        for b in (bank, permuted(bank, order))
+    )
+    assert int((straight > 0).sum()) < documents  # some lose every slot
+    torch.testing.assert_close(turned, straight[:, order], **TOLERANCE)
 
 
 @torch.no_grad()
