@@ -13,6 +13,7 @@ from typing import Any
 
 from mac_core.errors import InvalidInput
 from mac_core.evaluation.results import Prediction
+from mac_core.networks.files import replace_file
 
 RUN_FILE = "run.json"
 
@@ -34,7 +35,7 @@ class AnswerLog:
         directory.mkdir(parents=True, exist_ok=True)
         path = directory / RUN_FILE
         if not path.exists():
-            path.write_text(json.dumps(run, indent=1), encoding="utf-8")
+            replace_file(path, json.dumps(run, indent=1).encode())
         elif (kept := json.loads(path.read_text(encoding="utf-8"))) != run:
             differs = sorted(k for k in {*kept, *run} if kept.get(k) != run.get(k))
             raise InvalidInput(f"{directory} holds another run: {', '.join(differs)} differ")
@@ -54,10 +55,11 @@ class AnswerLog:
     def _lines(self, mode: str) -> Iterator[Prediction]:
         if self._directory is None or not self._path(mode).exists():
             return
-        text = self._path(mode).read_text(encoding="utf-8")
-        whole = text[: text.rfind("\n") + 1]  # a killed run can leave half a line
-        self._path(mode).write_text(whole, encoding="utf-8")
-        for line in whole.split("\n")[:-1]:
+        content = self._path(mode).read_bytes()
+        whole = content[: content.rfind(b"\n") + 1]  # a killed run can leave half a line
+        if whole != content:
+            replace_file(self._path(mode), whole)
+        for line in whole.split(b"\n")[:-1]:
             yield Prediction(**json.loads(line))
 
     def _path(self, mode: str) -> Path:

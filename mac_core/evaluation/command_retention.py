@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from mac_core.errors import InvalidInput
 from mac_core.evaluation.session import (
     BatchSize,
     Bundle,
@@ -87,6 +88,8 @@ def retention(
         documents, questions = load_squad_dev(data)
         first = {document.id for document in documents[: counts[0]]}
         asked = [question for question in questions if question.document_id in first]
+        if not asked:
+            raise InvalidInput(f"no question of {data.name} is on its first {counts[0]} documents")
         _, asked = sample(documents, asked, num_questions=limit, seed=seed)
         documents += load_distractors(distractors or [], known=documents)
         files = files_identity(distractors or [])

@@ -15,7 +15,7 @@ from mac_core.errors import InvalidInput
 from mac_core.evaluation.answer_log import AnswerLog
 from mac_core.evaluation.dataset import SquadQuestion
 from mac_core.evaluation.learned import Track, publish, untracked
-from mac_core.evaluation.learned_cache import DOCUMENTS_AT_ONCE, LearnedCache, learned_records
+from mac_core.evaluation.learned_cache import DOCUMENTS_AT_ONCE, LearnedCache, learn_part
 from mac_core.evaluation.metrics import (
     Estimate,
     f1,
@@ -24,6 +24,7 @@ from mac_core.evaluation.metrics import (
     strict_em,
     wilson,
 )
+from mac_core.evaluation.parts import parts_of
 from mac_core.evaluation.protocol import Asker, EvaluationMode
 from mac_core.evaluation.results import Origin, Prediction
 from mac_core.memory.bank import MemoryBank
@@ -113,9 +114,9 @@ def _learned(
 ) -> list[DocumentRecord]:
     records: list[DocumentRecord] = []
     advance = track("learn", len(task.documents))
-    for first in range(0, len(task.documents), DOCUMENTS_AT_ONCE):
-        part = task.documents[first : first + DOCUMENTS_AT_ONCE]
-        records += learned_records(model, part, cache=cache, batch_size=task.origin.batch_size)
+    for part in parts_of(task.documents, DOCUMENTS_AT_ONCE):
+        learned = learn_part(model, part, cache=cache, batch_size=task.origin.batch_size)
+        records += learned.records
         advance(len(part))
     return records
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from typing import Any
 
@@ -13,14 +12,14 @@ from rich.text import Text
 
 from mac_core.evaluation.compaction import CompactionResult, SettingResult
 from mac_core.evaluation.metrics import Estimate
-from mac_core.evaluation.report import interval, origin_lines, percent, percent_interval
+from mac_core.evaluation.report import interval, json_line, origin_lines, percent, percent_interval
 
 KIB = 1024
 
 
 def to_json_line(result: CompactionResult, *, command: str) -> str:
     """One compact line; percentages with two decimals, bytes rounded."""
-    return json.dumps(
+    return json_line(
         {
             "dataset": "compaction",
             "mode": "memory",
@@ -30,8 +29,7 @@ def to_json_line(result: CompactionResult, *, command: str) -> str:
             "results": [_values(setting) for setting in result.settings],
             "command": command,
             **asdict(result.origin),
-        },
-        separators=(",", ":"),
+        }
     )
 
 

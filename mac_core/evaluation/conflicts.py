@@ -8,7 +8,7 @@ documents without dates, to see what the dates do.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -21,6 +21,7 @@ from mac_core.errors import InvalidInput
 from mac_core.evaluation.abstention import answers_of
 from mac_core.evaluation.learned import Track, learn_documents, untracked
 from mac_core.evaluation.metrics import Estimate, normalize, wilson
+from mac_core.evaluation.parts import parts_of
 from mac_core.evaluation.results import Origin
 from mac_core.memory.bank import BankView, MemoryBank
 from mac_core.types import Document, Mode, Question
@@ -146,7 +147,7 @@ class _Asker:
     ) -> ConflictsResult:
         said: list[str] = []
         first: list[str] = []
-        for part in _parts(conflicts, self.origin.batch_size):
+        for part in parts_of(conflicts, self.origin.batch_size):
             questions = [self._question(conflict, mode, asked) for conflict in part]
             selecting = Selecting(self.model, self.bank)
             selected = selecting.select(questions, [self.view] * len(questions), now=0.0)
@@ -208,7 +209,3 @@ def _parse(path: Path, number: int, line: str) -> Conflict:
     if conflict.older.published_at >= conflict.newer.published_at:
         raise InvalidInput(f"{path.name}:{number}: the newer document is not the later one")
     return conflict
-
-
-def _parts(items: Sequence[Conflict], size: int) -> Iterator[Sequence[Conflict]]:
-    return (items[first : first + size] for first in range(0, len(items), size))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from typing import Any
 
@@ -12,20 +11,19 @@ from rich.table import Table
 from rich.text import Text
 
 from mac_core.evaluation.conflicts import WHOSE, ConflictsEvaluation, ConflictsResult
-from mac_core.evaluation.report import interval, origin_lines, percent, percent_interval
+from mac_core.evaluation.report import interval, json_line, origin_lines, percent, percent_interval
 
 
 def to_json_line(evaluation: ConflictsEvaluation, *, command: str) -> str:
     """One compact line, percentages with two decimals."""
-    return json.dumps(
+    return json_line(
         {
             "dataset": "conflicts",
             "documents": evaluation.num_documents,
             "results": [_values(result) for result in evaluation.results],
             "command": command,
             **asdict(evaluation.origin),
-        },
-        separators=(",", ":"),
+        }
     )
 
 

@@ -144,11 +144,20 @@ def sample(
     num_questions: int | None = None,
     seed: int,
 ) -> tuple[list[Document], list[SquadQuestion]]:
-    """Draw documents, then questions on those documents; both stay in the file's order."""
+    """Draw documents, then questions on those documents; both stay in the file's order.
+
+    Raises:
+        InvalidInput: no question is on a document that was drawn.
+    """
     random = Random(seed)
     kept = _draw(documents, num_documents, random)
     ids = {document.id for document in kept}
     askable = [question for question in questions if question.document_id in ids]
+    if not askable:
+        raise InvalidInput(
+            f"no question is left to ask: of {len(questions)} none is on one of the {len(kept)} "
+            f"documents drawn from {len(documents)}; draw more, or by another seed than {seed}"
+        )
     return kept, _draw(askable, num_questions, random)
 
 

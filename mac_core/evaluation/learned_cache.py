@@ -1,14 +1,15 @@
 """Learned documents kept between evaluations, in a store of their own; knows no protocol.
 
-Bundles lie beside each other, each in the namespace of its fingerprint. A document is found by its
-text, so that any protocol's documents serve any other.
+What other weights or other code learned, or another device or in other bits, lies in a namespace of
+its own. A document is found by its text, so that any protocol's documents serve any other.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from time import perf_counter
 from types import TracebackType
 
 from mac_core.config import DEFAULT_BITS, ModulationBits
@@ -21,6 +22,8 @@ from mac_core.evaluation.learned import (
     publish,
     untracked,
 )
+from mac_core.evaluation.origin import code_sha256
+from mac_core.evaluation.parts import parts_of
 from mac_core.memory.bank import BankView, MemoryBank
 from mac_core.memory.records import DocumentRecord, content_hash
 from mac_core.memory.sqlite_store import SqliteStore
@@ -41,11 +44,16 @@ class LearnedCache:
         directory: Path | None,
         *,
         fingerprint: Fingerprint,
+        device: str = "cpu",
         bits: ModulationBits = DEFAULT_BITS,
     ) -> None:
-        """`bits`: of each value of what is learned here; other bits lie beside it."""
+        """
+        Args:
+            device: on which the documents are learned.
+            bits: of each stored value of what is learned.
+        """
         self.bits = bits
-        self._namespace = _namespace(fingerprint, bits)
+        self._namespace = _namespace(fingerprint, device, bits)
         self._store = None if directory is None else SqliteStore(directory, fingerprint=fingerprint)
 
     def __enter__(self) -> LearnedCache:
@@ -98,6 +106,8 @@ class GrowingBank:
         track: Track = untracked,
     ) -> None:
         self.bank = MemoryBank(model.config.selection, device=device)
+        self.num_learned_chunks = 0  # that no cache held
+        self.learn_seconds: float | None = None  # of these, amortization to publishing; None: none
         self._model = model
         self._cache = cache
         self._batch_size = batch_size
@@ -115,35 +125,58 @@ class GrowingBank:
         """
         check_ids(documents)
         advance = self._track("learn", len(documents))
-        for first in range(0, len(documents), DOCUMENTS_AT_ONCE):
-            part = documents[first : first + DOCUMENTS_AT_ONCE]
-            records = learned_records(
-                self._model, part, cache=self._cache, batch_size=self._batch_size
-            )
-            publish(self._model, self.bank, records, version=self.view.version + 1)
+        for part in parts_of(documents, DOCUMENTS_AT_ONCE):
+            learned = learn_part(self._model, part, cache=self._cache, batch_size=self._batch_size)
+            started = perf_counter()
+            publish(self._model, self.bank, learned.records, version=self.view.version + 1)
+            self._count(learned, publishing=perf_counter() - started)
             advance(len(part))
         return self.view
 
+    def _count(self, part: LearnedPart, *, publishing: float) -> None:
+        """Add what was learned, with its share of the seconds that publishing took."""
+        if not part.num_learned:
+            return
+        share = part.num_learned / sum(len(record.chunks) for record in part.records)
+        self.num_learned_chunks += part.num_learned
+        self.learn_seconds = (self.learn_seconds or 0.0) + part.seconds + share * publishing
 
-def learned_records(
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LearnedPart:
+    """Some documents as they were learned, now or before."""
+
+    records: list[DocumentRecord]
+    num_learned: int  # chunks learned now
+    seconds: float  # that these took
+
+
+def learn_part(
     model: AnsweringModel,
     documents: Sequence[Document],
     *,
     cache: LearnedCache,
     batch_size: int,
-) -> list[DocumentRecord]:
+) -> LearnedPart:
     """Of each document, in order; what no cache holds is learned together and kept."""
     found = {document.id: cache.read(document) for document in documents}
     missing = [document for document in documents if found[document.id] is None]
+    started = perf_counter()
     learned = learn_records(model, missing, batch_size=batch_size, bits=cache.bits)
+    seconds = perf_counter() - started
     cache.keep(missing, learned)
     made = {record.id: record for record in learned}
-    return [found[document.id] or made[str(document.id)] for document in documents]
+    return LearnedPart(
+        records=[found[document.id] or made[str(document.id)] for document in documents],
+        num_learned=sum(len(record.chunks) for record in learned),
+        seconds=seconds,
+    )
 
 
-def _namespace(fingerprint: Fingerprint, bits: ModulationBits) -> str:
-    name = f"{fingerprint.amortization_hash[:16]}-{fingerprint.base_lm_hash[:16]}"
-    return name if bits == 8 else f"{name}-{bits}"  # 8: as caches were before there was a choice
+def _namespace(fingerprint: Fingerprint, device: str, bits: ModulationBits) -> str:
+    """By all that decides what is learned of a text."""
+    weights = f"{fingerprint.amortization_hash[:16]}-{fingerprint.base_lm_hash[:16]}"
+    return f"{weights}-{code_sha256()[:16]}-{device}-{bits}"
 
 
 def _renamed(record: DocumentRecord, document: Document) -> DocumentRecord:

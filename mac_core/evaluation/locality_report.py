@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
@@ -13,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from mac_core.evaluation.locality import LocalityEvaluation, LocalityResult
-from mac_core.evaluation.report import interval, origin_lines, percent, percent_interval
+from mac_core.evaluation.report import interval, json_line, origin_lines, percent, percent_interval
 
 SHARES = ("local", "same", "abstained", "confidence")
 
@@ -22,7 +21,7 @@ def to_json_line(
     evaluation: LocalityEvaluation, *, command: str, questions: Sequence[dict[str, str]]
 ) -> str:
     """One compact line, percentages with two decimals."""
-    return json.dumps(
+    return json_line(
         {
             "dataset": "locality",
             "documents": evaluation.num_documents,
@@ -30,8 +29,7 @@ def to_json_line(
             "questions_from": list(questions),
             "command": command,
             **asdict(evaluation.origin),
-        },
-        separators=(",", ":"),
+        }
     )
 
 

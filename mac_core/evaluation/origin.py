@@ -5,9 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import subprocess
+from functools import cache
 from pathlib import Path
 
 from mac_core.config import ModelConfig, to_dict
+
+PACKAGE = Path(__file__).resolve().parents[1]
 
 
 def source_commit() -> str:
@@ -23,6 +26,23 @@ def source_commit() -> str:
     except (OSError, subprocess.SubprocessError):
         return "unknown"
     return found.stdout.strip()
+
+
+@cache
+def code_sha256() -> str:
+    """`python_sha256` of this package, as it is when first asked for.
+
+    Unlike the commit it tells two dirty trees apart, and two installs.
+    """
+    return python_sha256(PACKAGE)
+
+
+def python_sha256(package: Path) -> str:
+    """sha256, hex, of the names and bytes of all Python files in a directory."""
+    digest = hashlib.sha256()
+    for path in sorted(package.rglob("*.py")):
+        digest.update(f"{path.relative_to(package).as_posix()} {file_sha256(path)}\n".encode())
+    return digest.hexdigest()
 
 
 def config_fingerprint(config: ModelConfig) -> str:

@@ -6,10 +6,10 @@ thread: what is measured is what is served. Knows nothing of files and terminals
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from time import perf_counter
-from typing import Literal, TypeVar, get_args
+from typing import Literal, get_args
 
 import torch
 
@@ -20,11 +20,11 @@ from mac_core.evaluation.abstention import answers_of
 from mac_core.evaluation.answer_log import AnswerLog
 from mac_core.evaluation.dataset import SquadQuestion
 from mac_core.evaluation.learned import DOCUMENT_KEY
+from mac_core.evaluation.parts import parts_of
 from mac_core.evaluation.results import RECALL_DEPTHS, Prediction
 from mac_core.memory.bank import BankEntry, BankView, MemoryBank, Selected
 from mac_core.types import Mode, Question
 
-T = TypeVar("T")
 EvaluationMode = Literal["none", "text", "memory", "hybrid", "oracle", "oracle-text"]
 MODES: tuple[EvaluationMode, ...] = get_args(EvaluationMode)
 
@@ -39,7 +39,7 @@ _READS: dict[EvaluationMode, Mode] = {"oracle": "memory", "oracle-text": "text"}
 _WINDOW = 1024
 
 RETRIEVAL_WAYS = ("fused", "dense", "bm25")  # fused: as the engine selects
-# Chunks looked at for the best distinct documents: some documents have several.
+# Chunks that dense and bm25 look at for the best distinct documents: some documents have several.
 _RETRIEVED_CHUNKS = 2 * max(RECALL_DEPTHS)
 
 
@@ -84,8 +84,8 @@ class Asker:
         advance(sum(question.id in known for question in questions))
         waiting = [question for question in questions if question.id not in known]
         # A whole bank selected for every question of a window would not fit.
-        for window in _parts(waiting, self.batch_size if self.top_k == 0 else _WINDOW):
-            for batch in _parts(self._select(mode, window), self.batch_size):
+        for window in parts_of(waiting, self.batch_size if self.top_k == 0 else _WINDOW):
+            for batch in parts_of(self._select(mode, window), self.batch_size):
                 answered = self._read(mode, batch)
                 log.append(name, answered)
                 known |= {prediction.question_id: prediction for prediction in answered}
@@ -101,7 +101,7 @@ class Asker:
         """
         selecting = Selecting(self.model, self.bank)
         choices: list[_Choice] = []
-        for batch in _parts(questions, self.batch_size):
+        for batch in parts_of(questions, self.batch_size):
             started = perf_counter()
             asked = [self._question(mode, question) for question in batch]
             selected = selecting.select(asked, [self.view] * len(asked), now=0.0)
@@ -126,6 +126,8 @@ class Asker:
                 answer=judged.text or "",
                 confidence=judged.confidence,
                 seconds=choice.seconds + seconds,
+                batch_size=self.batch_size,
+                num_threads=torch.get_num_threads(),
             )
             for choice, judged in zip(choices, answers, strict=True)
         ]
@@ -148,9 +150,12 @@ class Asker:
         ways: Sequence[str] = RETRIEVAL_WAYS,
         advance: Advance = lambda amount: None,
     ) -> dict[str, list[int | None]]:
-        """By way of retrieval, the right document's rank from 0 for each question; None: missed."""
+        """By way of retrieval, the right document's rank from 0 for each question; None: missed.
+
+        What the engine does not rank is missed by `fused`, however near it is.
+        """
         ranks: dict[str, list[int | None]] = {way: [] for way in ways}
-        for batch in _parts(questions, self.batch_size):
+        for batch in parts_of(questions, self.batch_size):
             for way in ways:
                 found = self._retrieve(way, batch)
                 pairs = zip(batch, found, strict=True)
@@ -168,7 +173,10 @@ class Asker:
             best = cosines.topk(min(_RETRIEVED_CHUNKS, len(keys))).indices.tolist()
             return [[self.view.entries[row] for row in rows] for rows in best]
         if way == "fused":
-            asked = [Question(text=text, mode="memory", top_k=_RETRIEVED_CHUNKS) for text in texts]
+            ranked = self._num_ranked()
+            asked = [
+                Question(text=text, mode="memory", top_k=ranked, num_readings=1) for text in texts
+            ]
             selecting = Selecting(self.model, self.bank)
             selected = selecting.select(asked, [self.view] * len(asked), now=0.0)
         else:
@@ -184,6 +192,16 @@ class Asker:
             )
         return [[chosen.entry for chosen in row] for row in selected]
 
+    def _num_ranked(self) -> int:
+        """How many chunks the engine ranks for one question of this run; 0: the whole bank.
+
+        Asked for as many, it ranks the same ones, and shows them all.
+        """
+        config = self.model.config.selection
+        top_k = config.top_k if self.top_k is None else self.top_k
+        num_readings = self.num_readings or config.num_readings
+        return max(top_k * num_readings, config.num_candidates) if top_k else 0
+
 
 def _question_length(choice: _Choice) -> tuple[int, str]:
     return len(choice.question.text), ""
@@ -195,10 +213,6 @@ def _first_document(choice: _Choice) -> tuple[int, str]:
         return 0, ""
     first = choice.selected[0].entry
     return first.num_tokens, first.document_id
-
-
-def _parts(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
-    return (items[first : first + size] for first in range(0, len(items), size))
 
 
 def _rank(document_id: str, entries: Sequence[BankEntry]) -> int | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +23,14 @@ SCORES = ("strict_em", "prefix_em", "f1", "f1_shortest")
 
 def to_json_line(evaluation: Evaluation, *, command: str = "") -> str:
     """One compact line, percentages with two decimals; the command prints it last."""
-    return json.dumps(
+    return json_line(
         {
             "dataset": evaluation.dataset,
             "documents": evaluation.num_documents,
             "questions": evaluation.num_questions,
             "chunks": evaluation.num_chunks,
-            "learn_s": round(evaluation.learn_seconds, 2),
+            "learned_chunks": evaluation.num_learned_chunks,
+            "learn_s": _rounded(evaluation.learn_seconds),
             "results": {mode: _mode_values(r) for mode, r in evaluation.results.items()},
             "retrieval": {
                 way: {f"recall@{k}": percent(share.mean) for k, share in by_depth.items()}
@@ -36,9 +38,13 @@ def to_json_line(evaluation: Evaluation, *, command: str = "") -> str:
             },
             "command": command,
             **asdict(evaluation.origin),
-        },
-        separators=(",", ":"),
+        }
     )
+
+
+def json_line(values: Mapping[str, Any]) -> str:
+    """Compact JSON; null for what is not finite, which JSON has no number for."""
+    return json.dumps(_finite(values), separators=(",", ":"), allow_nan=False)
 
 
 def write_predictions(
@@ -74,9 +80,21 @@ def _mode_values(result: ModeResult) -> dict[str, Any]:
             for name, estimate in estimates.items()
         },
         "questions": result.num_questions,
-        "seconds": round(result.seconds, 2),
-        "questions_per_s": round(result.questions_per_s, 2),
+        "seconds": _rounded(result.seconds),
+        "questions_per_s": _rounded(result.questions_per_s),
     }
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _finite(one) for name, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(one) for one in value]
+    return None if isinstance(value, float) and not isfinite(value) else value
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 2)
 
 
 def card(evaluation: Evaluation, *, command: str = "") -> RenderableType:
@@ -89,12 +107,22 @@ def card(evaluation: Evaluation, *, command: str = "") -> RenderableType:
         Text(
             "EM with Wilson's, F1 with the normal 95 % interval. prefix EM: MAC's public reading "
             "(starts like the shortest reference), only to compare with its table; F1 shortest: "
-            "the same for F1.",
+            "the same for F1. No seconds: kept answers took theirs with other threads or another "
+            "batch size.",
             style="dim",
         ),
         *([Text(command)] if command else []),
         *(Text(line) for line in origin_lines(evaluation.origin)),
-        Text(f"{evaluation.num_chunks} chunks learned in {evaluation.learn_seconds:.1f} s"),
+        Text(_learned_line(evaluation)),
+    )
+
+
+def _learned_line(evaluation: Evaluation) -> str:
+    if evaluation.learn_seconds is None:
+        return f"{evaluation.num_chunks} chunks, all learned by earlier runs"
+    return (
+        f"{evaluation.num_learned_chunks} of {evaluation.num_chunks} chunks learned in "
+        f"{evaluation.learn_seconds:.1f} s"
     )
 
 
@@ -109,8 +137,10 @@ def _modes_table(evaluation: Evaluation) -> Table:
             mode,
             *(interval(getattr(result, name)) for name in SCORES),
             str(result.num_questions),
-            f"{result.seconds:.1f}",
-            f"{result.questions_per_s:.1f}",
+            *(
+                "-" if value is None else f"{value:.1f}"
+                for value in (result.seconds, result.questions_per_s)
+            ),
         )
     return table
 

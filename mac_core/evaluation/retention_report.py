@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
@@ -12,7 +11,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from mac_core.evaluation.report import interval, origin_lines, percent, percent_interval
+from mac_core.evaluation.report import interval, json_line, origin_lines, percent, percent_interval
 from mac_core.evaluation.results import RECALL_DEPTHS
 from mac_core.evaluation.retention import RetentionResult, SizeResult
 
@@ -21,7 +20,7 @@ def to_json_line(
     result: RetentionResult, *, command: str, distractors: Sequence[dict[str, str]]
 ) -> str:
     """One compact line; percentages with two decimals, ratios with four."""
-    return json.dumps(
+    return json_line(
         {
             "dataset": "retention",
             "questions": result.num_questions,
@@ -30,8 +29,7 @@ def to_json_line(
             "distractors": list(distractors),
             "command": command,
             **asdict(result.origin),
-        },
-        separators=(",", ":"),
+        }
     )
 
 

@@ -34,14 +34,17 @@ class CurvePoint:
 def auroc(positives: Sequence[float], negatives: Sequence[float]) -> Estimate:
     """The chance that a positive has the higher confidence than a negative; a tie counts half.
 
-    The 95 % interval is DeLong's. Where one side is empty nothing is known: [0, 1] around 0.5.
+    The 95 % interval is DeLong's; [0, 1] where a side has fewer than two, which have no variance.
+    Where one side is empty nothing is known: 0.5.
     """
     if not positives or not negatives:
         return Estimate(mean=0.5, low=0.0, high=1.0)
     above = _placements(positives, negatives)
-    below = [1.0 - place for place in _placements(negatives, positives)]
     mean = fmean(above)
-    half = Z_95 * sqrt(_variance_of_mean(above) + _variance_of_mean(below))
+    if min(len(positives), len(negatives)) < 2:
+        return Estimate(mean=mean, low=0.0, high=1.0)
+    below = [1.0 - place for place in _placements(negatives, positives)]
+    half = Z_95 * sqrt(variance(above) / len(above) + variance(below) / len(below))
     return Estimate(mean=mean, low=max(0.0, mean - half), high=min(1.0, mean + half))
 
 
@@ -52,10 +55,6 @@ def _placements(values: Sequence[float], others: Sequence[float]) -> list[float]
         (bisect_left(ranked, value) + bisect_right(ranked, value)) / (2 * len(ranked))
         for value in values
     ]
-
-
-def _variance_of_mean(values: Sequence[float]) -> float:
-    return variance(values) / len(values) if len(values) > 1 else 0.0
 
 
 def risk_coverage(confidences: Sequence[float], right: Sequence[bool]) -> list[CurvePoint]:

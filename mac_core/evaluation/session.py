@@ -143,10 +143,10 @@ def measuring(
     )
     origin = _origin(model, options)
     log = AnswerLog(options.resume, run=_identity(origin, identity))
-    with (
-        LearnedCache(_cache_directory(options), fingerprint=model.fingerprint, bits=bits) as cache,
-        _progress() as track,
-    ):
+    kept = LearnedCache(
+        _cache_directory(options), fingerprint=model.fingerprint, device=options.device, bits=bits
+    )
+    with kept as cache, _progress() as track:
         yield Session(model=model, origin=origin, log=log, cache=cache, track=track)
 
 
@@ -203,13 +203,19 @@ def _cache_directory(options: RunOptions) -> Path | None:
 def _origin(model: MacModel, options: RunOptions) -> Origin:
     import torch
 
-    from mac_core.evaluation.origin import config_fingerprint, file_sha256, source_commit
+    from mac_core.evaluation.origin import (
+        code_sha256,
+        config_fingerprint,
+        file_sha256,
+        source_commit,
+    )
     from mac_core.evaluation.results import Origin
 
     selection = model.config.selection
     top_k = selection.top_k if options.top_k is None else options.top_k
     return Origin(
         commit=source_commit(),
+        code_sha256=code_sha256(),
         bundle=model.config.name,
         config_fingerprint=config_fingerprint(model.config),
         amortization_hash=model.fingerprint.amortization_hash,
@@ -229,9 +235,12 @@ def _origin(model: MacModel, options: RunOptions) -> Origin:
 
 
 def _identity(origin: Origin, more: Mapping[str, Any]) -> dict[str, Any]:
-    """What decides an answer; not the draw of questions, which only decides what is asked."""
+    """What decides an answer; not the draw of questions, which only decides what is asked.
+
+    The code itself stands for its commit, which is one for all dirty trees.
+    """
     values = asdict(origin)
-    for name in ("date", "batch_size", "num_threads"):
+    for name in ("date", "commit", "batch_size", "num_threads"):
         del values[name]
     if more.get("max_documents") is None:
         del values["seed"]

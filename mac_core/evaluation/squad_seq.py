@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from time import perf_counter
 
 from mac_core.engine.ports import AnsweringModel
 from mac_core.evaluation.answer_log import AnswerLog
@@ -59,9 +58,7 @@ def run_squad_seq(
         device=origin.device,
         track=track,
     )
-    started = perf_counter()
     view = growing.add(task.documents)
-    learn_seconds = perf_counter() - started
     asker = Asker(
         model=model,
         bank=growing.bank,
@@ -82,8 +79,12 @@ def run_squad_seq(
         num_documents=view.num_documents,
         num_questions=num_questions,
         num_chunks=len(view.entries),
-        learn_seconds=learn_seconds,
-        results={mode: score_mode(task.questions, made) for mode, made in predictions.items()},
+        num_learned_chunks=growing.num_learned_chunks,
+        learn_seconds=growing.learn_seconds,
+        results={
+            mode: score_mode(task.questions, made, origin=origin)
+            for mode, made in predictions.items()
+        },
         retrieval={way: score_ranks(found) for way, found in ranks.items()},
         origin=origin,
     )

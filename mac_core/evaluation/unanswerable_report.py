@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from typing import Any
 
@@ -12,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from mac_core.evaluation.metrics import Estimate
-from mac_core.evaluation.report import interval, origin_lines, percent, percent_interval
+from mac_core.evaluation.report import interval, json_line, origin_lines, percent, percent_interval
 from mac_core.evaluation.selective import CurvePoint
 from mac_core.evaluation.unanswerable import (
     TARGET_PRECISION,
@@ -34,7 +33,7 @@ THRESHOLD_SHARES = (
 
 def to_json_line(evaluation: UnanswerableEvaluation, *, command: str) -> str:
     """One compact line, percentages with two decimals, the curve at twenty coverages."""
-    return json.dumps(
+    return json_line(
         {
             "dataset": "unanswerable",
             "documents": evaluation.num_documents,
@@ -45,8 +44,7 @@ def to_json_line(evaluation: UnanswerableEvaluation, *, command: str) -> str:
             "results": {mode: _values(result) for mode, result in evaluation.results.items()},
             "command": command,
             **asdict(evaluation.origin),
-        },
-        separators=(",", ":"),
+        }
     )
 
 

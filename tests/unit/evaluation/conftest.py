@@ -156,6 +156,7 @@ def questions() -> list[SquadQuestion]:
 def origin() -> Origin:
     return Origin(
         commit="c" * 40,
+        code_sha256="e" * 64,
         bundle="perfect",
         config_fingerprint="f" * 64,
         amortization_hash="a" * 64,

@@ -11,7 +11,14 @@ from mac_core.networks.model import AnswerRequest
 
 
 def prediction(answer: str, confidence: float) -> Prediction:
-    return Prediction(question_id="q", answer=answer, confidence=confidence, seconds=0.0)
+    return Prediction(
+        question_id="q",
+        answer=answer,
+        confidence=confidence,
+        seconds=0.0,
+        batch_size=4,
+        num_threads=1,
+    )
 
 
 @pytest.mark.parametrize(

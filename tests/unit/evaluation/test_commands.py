@@ -8,7 +8,8 @@ import pytest
 from typer.testing import CliRunner
 
 from mac_core.evaluation import cli, plots
-from mac_core.evaluation.dataset import SquadQuestion
+from mac_core.evaluation.dataset import SquadQuestion, load_questions, sample
+from mac_core.training.corpora import load_fairytaleqa, split_by_article
 
 
 def write_squad(path: Path, documents: Any, questions: list[SquadQuestion]) -> Path:
@@ -65,7 +66,7 @@ def invoke(monkeypatch: pytest.MonkeyPatch, reader: Any) -> Any:
 
 def line(result: Any) -> Any:
     assert result.exit_code == 0, result.output
-    return json.loads(result.stdout.splitlines()[-1])
+    return json.loads(result.stdout.splitlines()[-1], parse_constant=pytest.fail)
 
 
 def test_retention_grows_by_the_files_rest_then_by_distractors(
@@ -85,6 +86,17 @@ def test_retention_grows_by_the_files_rest_then_by_distractors(
     assert rows == [(2, 100.0, 1.0), (4, 100.0, 1.0), (6, 100.0, 1.0)]
     assert values["distractors"][0]["file"] == "train.json"
     assert plot.exists()
+
+
+def test_a_ratio_to_nothing_is_null(invoke: Any, dev: Path) -> None:
+    values = line(invoke("retention", "--data", dev, "--sizes", "2,4", "--modes", "none"))
+    row = values["results"][1]
+    assert (row["f1"], row["f1_ratio"], row["interval_95"]["f1_ratio"]) == (0.0, None, [None] * 2)
+
+
+def test_a_gain_over_one_question_has_no_interval(invoke: Any, dev: Path) -> None:
+    values = line(invoke("compaction", "--data", dev, "--settings", "bits:1", "--limit", 1))
+    assert values["results"][0]["interval_95"]["f1_gain"] == [None, None]
 
 
 def test_retention_past_the_last_document_is_refused(invoke: Any, dev: Path) -> None:
@@ -181,16 +193,96 @@ def test_transfer_scores_fairytales_as_squad_seq_does(invoke: Any, tales: Path) 
     assert values["retrieval"]["fused"]["recall@8"] == 100.0
 
 
-def test_transfer_to_held_out_articles_asks_of_those_alone(
-    invoke: Any, tales: Path, tmp_path: Path
-) -> None:
-    bundle = tmp_path / "bundle"
-    bundle.mkdir()
+@pytest.fixture
+def bundle(tmp_path: Path) -> Path:
+    """One whose training left four articles of ten out."""
+    path = tmp_path / "bundle"
+    path.mkdir()
     training = {"options": {"seed": 0, "held_out_fraction": 0.4}}
-    (bundle / "manifest.json").write_text(json.dumps({"training": training}))
+    (path / "manifest.json").write_text(json.dumps({"training": training}))
+    return path
+
+
+@pytest.fixture
+def stories(tmp_path: Path) -> Path:
+    """Five stories of a section and a question each."""
+    rows = [
+        {
+            "context": f"{name} slept .",
+            "question": f"Who is {name}?",
+            "answers": ["x"],
+            "title": name,
+        }
+        for name in ("Gina", "Hugo", "Ines", "Jana", "Karl")
+    ]
+    path = tmp_path / "stories.jsonl"
+    path.write_text("\n".join(json.dumps(row) for row in rows))
+    return path
+
+
+def test_transfer_to_held_out_articles_asks_of_those_alone(
+    invoke: Any, stories: Path, bundle: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "answers.jsonl"
+    words = ("--held-out", "--bundle", bundle, "--modes", "memory", "--out", out)
+    values = line(invoke("transfer", "--data", stories, *words))
+    assert (values["dataset"], values["documents"]) == ("transfer-held-out", 5)
+    _, left_out = split_by_article(load_fairytaleqa(stories), held_out_fraction=0.4, seed=0)
+    asked = [json.loads(row)["question"] for row in out.read_text().splitlines()]
+    assert sorted(asked) == sorted(f"Who is {one.article}?" for one in left_out)
+    assert len(asked) == 2
+
+
+def test_a_corpus_of_which_nothing_was_left_out_is_refused(
+    invoke: Any, tales: Path, bundle: Path
+) -> None:
     refused = invoke("transfer", "--data", tales, "--held-out", "--bundle", bundle)
     assert refused.exit_code == 1  # one story: a share of 0.4 is none of it
     assert "left out" in refused.stderr
+
+
+def test_held_out_articles_of_which_none_is_drawn_are_refused_before_learning(
+    invoke: Any, reader: Any, stories: Path, bundle: Path
+) -> None:
+    _, left_out = split_by_article(load_fairytaleqa(stories), held_out_fraction=0.4, seed=0)
+    documents, questions = load_questions(stories)
+    texts = {paragraph.text for paragraph in left_out}
+    seed = next(
+        seed
+        for seed in range(20)
+        if sample(documents, questions, num_documents=1, seed=seed)[0][0].text not in texts
+    )
+    words = ("--held-out", "--bundle", bundle, "--max-documents", 1, "--seed", seed)
+    refused = invoke("transfer", "--data", stories, *words)
+    assert refused.exit_code == 1
+    assert "no question is left to ask" in refused.stderr
+    assert reader.num_amortized == []
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("squad-seq", "--max-documents", 1),
+        ("locality", "--max-documents", 1),
+        ("unanswerable", "--max-documents", 1),
+        ("retention", "--sizes", "1,2"),
+    ],
+)
+def test_documents_without_a_question_are_refused_before_learning(
+    invoke: Any,
+    reader: Any,
+    documents: Any,
+    questions: Any,
+    tales: Path,
+    tmp_path: Path,
+    words: Any,
+) -> None:
+    data = write_squad(tmp_path / "few.json", documents, questions[-1:])
+    more = ["--questions", tales] * (words[0] == "locality")
+    refused = invoke(words[0], "--data", data, *more, *words[1:])
+    assert refused.exit_code == 1
+    assert "no question" in refused.stderr
+    assert reader.num_amortized == []
 
 
 @pytest.mark.parametrize(

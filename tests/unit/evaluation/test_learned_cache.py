@@ -56,6 +56,20 @@ def test_what_is_kept_is_not_learned_again(
     assert [entry.document_id for entry in view.entries] == [f"d{i}" for i in range(6)]
 
 
+def test_only_what_was_learned_now_is_counted_and_timed(
+    reader: Any, documents: list[Document], tmp_path: Path
+) -> None:
+    grow(reader, tmp_path, documents[:4])
+    with LearnedCache(tmp_path, fingerprint=reader.fingerprint) as cache:
+        growing = GrowingBank(reader, cache=cache, batch_size=4)
+        growing.add(documents[:3])
+        assert (growing.num_learned_chunks, growing.learn_seconds) == (0, None)
+        growing.add(documents[3:])
+    assert growing.num_learned_chunks == 2
+    assert growing.learn_seconds is not None
+    assert growing.learn_seconds > 0.0
+
+
 def test_a_kept_document_comes_back_under_its_present_name(
     reader: Any, documents: list[Document], tmp_path: Path
 ) -> None:
@@ -85,6 +99,35 @@ def test_another_bundles_documents_are_not_read_and_stay(
     assert sum(reader.num_amortized) == 12
     grow(reader, tmp_path, documents)
     assert sum(reader.num_amortized) == 12
+
+
+def test_what_another_device_learned_is_not_read(
+    reader: Any, documents: list[Document], tmp_path: Path
+) -> None:
+    grow(reader, tmp_path, documents)
+    with LearnedCache(tmp_path, fingerprint=reader.fingerprint, device="cuda") as cache:
+        assert cache.read(documents[0]) is None
+
+
+def test_what_other_code_learned_is_not_read_and_stays(
+    reader: Any, documents: list[Document], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    grow(reader, tmp_path, documents)
+    with monkeypatch.context() as edited:
+        edited.setattr("mac_core.evaluation.learned_cache.code_sha256", lambda: "e" * 64)
+        grow(reader, tmp_path, documents)
+    assert sum(reader.num_amortized) == 12
+    grow(reader, tmp_path, documents)
+    assert sum(reader.num_amortized) == 12
+
+
+@pytest.mark.parametrize("other", [2, 8, 32])
+def test_other_bits_lie_beside(
+    reader: Any, documents: list[Document], tmp_path: Path, other: Any
+) -> None:
+    grow(reader, tmp_path, documents)
+    with LearnedCache(tmp_path, fingerprint=reader.fingerprint, bits=other) as cache:
+        assert cache.read(documents[0]) is None
 
 
 class StoppedError(Exception):

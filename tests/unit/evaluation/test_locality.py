@@ -59,7 +59,14 @@ def test_without_questions_inside_there_is_no_row_for_them(reader: Any, task: Lo
 
 def said(*answers: tuple[str, float]) -> list[Prediction]:
     return [
-        Prediction(question_id=str(i), answer=answer, confidence=confidence, seconds=0.0)
+        Prediction(
+            question_id=str(i),
+            answer=answer,
+            confidence=confidence,
+            seconds=0.0,
+            batch_size=4,
+            num_threads=1,
+        )
         for i, (answer, confidence) in enumerate(answers)
     ]
 

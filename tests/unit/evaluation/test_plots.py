@@ -38,7 +38,14 @@ def unanswerable(origin: Origin) -> UnanswerableEvaluation:
         SquadQuestion(id=str(i), text="?", references=("a",), document_id="d") for i in range(count)
     ]
     predictions = [
-        Prediction(question_id=str(i), answer="ab"[i % 2], confidence=i / count, seconds=0.0)
+        Prediction(
+            question_id=str(i),
+            answer="ab"[i % 2],
+            confidence=i / count,
+            seconds=0.0,
+            batch_size=4,
+            num_threads=1,
+        )
         for i in range(count)
     ]
     result = score_selectivity(questions, predictions, min_confidence=0.5, seed=0)

@@ -42,6 +42,17 @@ def test_aurocs_interval_by_hand() -> None:
     assert estimate.high == 1.0
 
 
+@pytest.mark.parametrize(
+    ("positives", "negatives", "mean"),
+    [([0.9], [0.1], 1.0), ([0.9], [0.1, 0.2], 1.0), ([0.9, 0.3], [0.5], 0.5)],
+)
+def test_auroc_of_a_single_one_is_not_sure(
+    positives: list[float], negatives: list[float], mean: float
+) -> None:
+    estimate = auroc(positives, negatives)
+    assert (estimate.mean, estimate.low, estimate.high) == (mean, 0.0, 1.0)
+
+
 def test_auroc_of_one_kind_alone_says_nothing() -> None:
     estimate = auroc([0.4, 0.9], [])
     assert (estimate.mean, estimate.low, estimate.high) == (0.5, 0.0, 1.0)

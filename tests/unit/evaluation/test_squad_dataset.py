@@ -1,5 +1,6 @@
 import json
 import lzma
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +106,16 @@ def test_limiting_documents_drops_the_questions_on_others(squad_file: Path) -> N
     documents, questions = load_squad_dev(squad_file)
     kept, asked = sample(documents, questions, num_documents=1, seed=0)
     assert {q.document_id for q in asked} == {kept[0].id}
+
+
+@pytest.mark.parametrize("num_documents", [None, 1])
+def test_a_draw_that_leaves_no_question_is_refused(
+    squad_file: Path, num_documents: int | None
+) -> None:
+    documents, questions = load_squad_dev(squad_file)
+    elsewhere = [replace(question, document_id="elsewhere") for question in questions]
+    with pytest.raises(InvalidInput, match=f"of 3 none is on one of the {num_documents or 2} "):
+        sample(documents, elsewhere, num_documents=num_documents, seed=0)
 
 
 def test_questions_without_a_reference_are_kept_on_request(squad_file: Path) -> None:

@@ -1,12 +1,15 @@
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from mac_core.errors import InvalidInput
 from mac_core.evaluation.answer_log import AnswerLog
 from mac_core.evaluation.learned import learn_documents
+from mac_core.evaluation.learned_cache import LearnedCache
 from mac_core.evaluation.protocol import MODES, Asker, EvaluationMode
 from mac_core.evaluation.results import Origin, Prediction
 from mac_core.evaluation.squad_seq import SquadSeq, run_squad_seq
@@ -79,6 +82,12 @@ def test_questions_on_one_document_go_together_where_its_text_is_read(
     assert answers(asker, "text", [*questions, *again]) == CITIES * 2
     texts = [request.texts for batch in reader.batches for request in batch]
     assert texts[0::2] == texts[1::2]
+
+
+def test_an_answer_carries_what_its_seconds_were_taken_with(asker: Asker, questions: Any) -> None:
+    made = asker.answer_all("memory", questions, log=NO_LOG)
+    assert {p.batch_size for p in made} == {4}
+    assert {p.num_threads for p in made} == {torch.get_num_threads()}
 
 
 def test_an_answer_carries_the_models_confidence(asker: Asker, reader: Any, questions: Any) -> None:
@@ -159,11 +168,71 @@ def test_a_document_that_shares_no_word_is_missed_by_bm25_only(
     assert None not in ranks["dense"]
 
 
+@pytest.fixture
+def matched(reader: Any, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many chunks the reader ranked again at each question, now that it does: 3 or more."""
+    config = reader.config
+    reader.config = replace(
+        config,
+        amortization=replace(config.amortization, kind="latent"),
+        prefix=replace(config.prefix, kind="latent"),
+        aggregation=replace(config.aggregation, kind="refine", d_late=4),
+        selection=replace(config.selection, late_scale=1.0, num_candidates=3),
+    )
+    counts: list[int] = []
+
+    def match(question: Any, keys: Any) -> torch.Tensor:
+        counts.append(len(keys))
+        return torch.zeros(len(keys))
+
+    monkeypatch.setattr(reader, "match", match, raising=False)
+    return counts
+
+
+@pytest.mark.parametrize(
+    ("top_k", "num_readings", "ranked"), [(None, None, 3), (2, 2, 4), (1, 1, 3), (0, None, 6)]
+)
+def test_fused_ranks_what_the_engine_ranks(
+    matched: list[int], asker: Asker, questions: Any, top_k: Any, num_readings: Any, ranked: int
+) -> None:
+    asker = replace(asker, top_k=top_k, num_readings=num_readings)
+    answers(asker, "memory", questions)
+    assert matched == [ranked] * 6
+    matched.clear()
+    asker.rank_all(questions, ways=("fused",))
+    assert matched == [ranked] * 6
+
+
+def test_what_the_engine_does_not_rank_is_missed(
+    matched: list[int], asker: Asker, questions: Any
+) -> None:
+    # Like no document: the first three stand, in order of writing.
+    silent = [replace(question, text="Who?") for question in questions]
+    ranks = asker.rank_all(silent, ways=("fused", "dense"))
+    assert ranks["fused"] == [0, 1, 2, None, None, None]
+    assert None not in ranks["dense"]
+
+
 def run(
     reader: Any, documents: Any, questions: Any, origin: Origin, log: AnswerLog = NO_LOG
 ) -> Any:
     task = SquadSeq(documents=documents, questions=questions, modes=MODES, origin=origin)
     return run_squad_seq(reader, task, log=log)
+
+
+def test_a_run_from_a_cache_has_learned_nothing(
+    reader: Any, documents: Any, questions: Any, origin: Origin, tmp_path: Path
+) -> None:
+    task = SquadSeq(documents=documents, questions=questions, modes=("none",), origin=origin)
+    learned = []
+    for _ in range(2):
+        with LearnedCache(tmp_path, fingerprint=reader.fingerprint) as cache:
+            learned.append(run_squad_seq(reader, task, log=NO_LOG, cache=cache)[0])
+    first, second = learned
+    assert (first.num_chunks, first.num_learned_chunks) == (6, 6)
+    assert first.learn_seconds is not None
+    assert (second.num_chunks, second.num_learned_chunks) == (6, 0)
+    assert second.learn_seconds is None
 
 
 def test_a_whole_run_scores_every_mode(
@@ -217,7 +286,42 @@ def test_another_runs_answers_are_refused_by_name(tmp_path: Path) -> None:
 
 def test_the_log_keeps_modes_apart(tmp_path: Path) -> None:
     log = AnswerLog(tmp_path, run={})
-    kept = Prediction(question_id="q", answer="Ulm\u2028", confidence=0.9, seconds=0.5)
+    kept = Prediction(
+        question_id="q",
+        answer="Ulm\u2028",
+        confidence=0.9,
+        seconds=0.5,
+        batch_size=4,
+        num_threads=1,
+    )
     log.append("memory", [kept])
     assert log.read("memory") == {"q": kept}
     assert log.read("none") == {}
+
+
+@pytest.fixture
+def torn(tmp_path: Path) -> Path:
+    """A log whose last line a kill cut, and a second name for the very file."""
+    log = AnswerLog(tmp_path, run={})
+    made = {"confidence": 0.9, "seconds": 0.5, "batch_size": 4, "num_threads": 1}
+    log.append("memory", [Prediction(question_id="q", answer="Ulm", **made)])
+    path = tmp_path / "memory.jsonl"
+    path.write_bytes(path.read_bytes() + b'{"question_id": "r')
+    (tmp_path / "same").hardlink_to(path)
+    return path
+
+
+def test_half_a_line_is_dropped_and_the_old_log_is_whole_until_then(torn: Path) -> None:
+    before = torn.read_bytes()
+    assert list(AnswerLog(torn.parent, run={}).read("memory")) == ["q"]
+    assert torn.read_bytes() == before[: before.index(b"\n") + 1]
+    assert (torn.parent / "same").read_bytes() == before  # replaced, not written over
+
+
+def test_reading_a_whole_log_writes_nothing(torn: Path) -> None:
+    log = AnswerLog(torn.parent, run={})
+    log.read("memory")
+    os.utime(torn, ns=(0, 0))
+    written = torn.stat().st_ino, torn.stat().st_mtime_ns
+    assert list(log.read("memory")) == ["q"]
+    assert (torn.stat().st_ino, torn.stat().st_mtime_ns) == written

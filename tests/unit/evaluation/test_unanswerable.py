@@ -26,7 +26,14 @@ def asked(*references: tuple[str, ...]) -> list[SquadQuestion]:
 
 def said(*answers: tuple[str, float]) -> list[Prediction]:
     return [
-        Prediction(question_id=str(i), answer=answer, confidence=confidence, seconds=0.0)
+        Prediction(
+            question_id=str(i),
+            answer=answer,
+            confidence=confidence,
+            seconds=0.0,
+            batch_size=4,
+            num_threads=1,
+        )
         for i, (answer, confidence) in enumerate(answers)
     ]
 
