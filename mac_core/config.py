@@ -292,6 +292,7 @@ class EngineConfig:
 
     max_batch_questions: int = 16
     max_batch_chunks: int = 16
+    max_read_chunks: int = 1024  # unpacked at once, for one question or for several together
     max_queued_questions: int = 256
     max_queued_documents: int = 1024
     max_queued_jobs: int = 256  # queued or running, of all servers over one store
@@ -313,6 +314,7 @@ class EngineConfig:
             raise ValueError(f"precision={self.precision!r} is not float32 or bfloat16")
         _check_positive(self, "max_batch_questions", "max_batch_chunks", "max_queued_questions")
         _check_positive(self, "max_queued_documents", "max_document_chars", "default_timeout_ms")
+        _check_positive(self, "max_read_chunks")
         if self.modulation_bits not in MODULATION_BITS:
             raise ValueError(f"modulation_bits={self.modulation_bits} is not in {MODULATION_BITS}")
         _check_positive(self, "max_queued_jobs", "job_max_attempts", "job_lease_s")

@@ -293,7 +293,8 @@ class AskBody(Body):
         default=None,
         ge=0,
         le=1024,
-        description="chunks aggregated in modes memory and hybrid, 0: the whole bank. Not of the "
+        description="chunks aggregated in modes memory and hybrid, 0: the whole bank; more than "
+        "MAC_MAX_READ_CHUNKS (1024) at once are 422 `invalid_input`. Not of the "
         "texts in the prompt: in hybrid and text they are the bundle's `text_top_k`, "
         "`model.config.selection.text_top_k` of /version",
     )

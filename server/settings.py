@@ -74,6 +74,7 @@ class Settings(BaseSettings):
     job_lease_s: float = Field(default=_ENGINE.job_lease_s, ge=1)
     job_retention_s: float = Field(default=_ENGINE.job_retention_s, gt=0)
     max_batch_questions: int = Field(default=_ENGINE.max_batch_questions, ge=1)
+    max_read_chunks: int = Field(default=_ENGINE.max_read_chunks, ge=1)
     max_batch_chunks: int = Field(default=_ENGINE.max_batch_chunks, ge=1)
     modulation_bits: ModulationBits = _ENGINE.modulation_bits  # of each stored value
     default_timeout_ms: float = Field(default=_ENGINE.default_timeout_ms, gt=0)
@@ -102,6 +103,7 @@ class Settings(BaseSettings):
         """The part of the settings that the engine takes."""
         return EngineConfig(
             max_batch_questions=self.max_batch_questions,
+            max_read_chunks=self.max_read_chunks,
             max_batch_chunks=self.max_batch_chunks,
             max_queued_questions=self.max_queued_questions,
             max_queued_documents=self.max_queued_documents,

@@ -8,17 +8,17 @@ from dataclasses import dataclass, field
 
 from mac_core.config import EngineConfig
 from mac_core.engine.batch_cap import BatchCap, is_out_of_memory
-from mac_core.engine.confidence import Judged
+from mac_core.engine.confidence import Judged, judge
 from mac_core.engine.learning import engine_failed
 from mac_core.engine.ports import AnsweringModel
-from mac_core.engine.readings import Reading, surest_answers
+from mac_core.engine.readings import Reading, parts_to_read, surest
 from mac_core.engine.scheduler import Behind
 from mac_core.engine.selecting import Selecting
 from mac_core.engine.tickets import QuestionTicket
 from mac_core.engine.validation import check_question
-from mac_core.errors import BankBehind, NotReady, QuestionTooLong
+from mac_core.errors import BankBehind, InvalidInput, NotReady, QuestionTooLong
 from mac_core.memory.bank import BankView, MemoryBank
-from mac_core.networks.model import AnswerRequest, Generated
+from mac_core.networks.model import Generated
 from mac_core.types import Answer, EngineObserver, Question, Source, Timings, Usage
 
 PHASES = ("select", "aggregate", "prefill", "decode")
@@ -81,6 +81,7 @@ class Asking:
         self._now = now
         self._selecting = Selecting(model, bank)
         self._cap = BatchCap(config.max_batch_questions)
+        self._max_read_chunks = config.max_read_chunks
 
     def answer(self, tickets: Sequence[QuestionTicket]) -> None:
         """Answer a batch; each ticket is settled or parked when this returns."""
@@ -172,40 +173,52 @@ class Asking:
         questions = [row.question for row in rows]
         selected = self._selecting.select(questions, [row.view for row in rows], now=self._now())
         readings = self._selecting.readings(questions, selected)
-        requests = self._selecting.requests(questions, readings)
+        self._check_widths(readings)
         phases.add("select", self._clock() - began)
-        generated = self._generate(rows, readings, requests, phases)
+        judged, generated = self._generate(rows, readings, phases)
         for phase in PHASES:
             self._observer.observe_phase(phase, phases.seconds.get(phase, 0.0))
-        answers = surest_answers(self._model.config.confidence, readings, requests, generated)
+        answers = [judged[number] for number in surest(readings, judged)]
         usages = _usages(len(rows), readings, generated)
         return [
             self._to_answer(row, answer, usage, phases)
             for row, answer, usage in zip(rows, answers, usages, strict=True)
         ]
 
+    def _check_widths(self, readings: Sequence[Reading]) -> None:
+        for reading in readings:
+            if len(reading.selected) > self._max_read_chunks:
+                raise InvalidInput(
+                    f"{len(reading.selected)} chunks would be read at once, the limit is "
+                    f"{self._max_read_chunks} (MAC_MAX_READ_CHUNKS): give a smaller top_k, not 0"
+                )
+
     def _generate(
-        self,
-        rows: Sequence[Row],
-        readings: Sequence[Reading],
-        requests: Sequence[AnswerRequest],
-        phases: PhaseClock,
-    ) -> list[Generated]:
-        """By reading; as many at once as questions are."""
-        generated = list[Generated]()
-        at_once = self._cap.value
-        for first in range(0, len(requests), at_once):
-            part = requests[first : first + at_once]
-            places = [reading.place for reading in readings[first : first + at_once]]
+        self, rows: Sequence[Row], readings: Sequence[Reading], phases: PhaseClock
+    ) -> tuple[list[Judged], list[Generated]]:
+        """By reading; as many at once as questions are, and as memory has room for."""
+        judged, generated = list[Judged](), list[Generated]()
+        questions = [row.question for row in rows]
+        for part in parts_to_read(
+            readings, max_readings=self._cap.value, max_chunks=self._max_read_chunks
+        ):
+            began = self._clock()
+            requests = self._selecting.requests(questions, part)  # unpacked for this part alone
+            phases.add("select", self._clock() - began)
+            places = [reading.place for reading in part]
             made = self._model.answer(
-                part,
+                requests,
                 should_stop=lambda index, places=places: self._stops(rows[places[index]]),  # type: ignore[misc]
                 observe=phases.add,
             )
             if len(made) != len(part):
                 raise RuntimeError(f"{len(part)} readings, {len(made)} answers")
             generated += made
-        return generated
+            judged += [
+                judge(self._model.config.confidence, request, reading.selected, one)
+                for request, reading, one in zip(requests, part, made, strict=True)
+            ]
+        return judged, generated
 
     def _stops(self, row: Row) -> bool:
         """Whether the row ends now, between two decode steps."""

@@ -9,7 +9,7 @@ two independent. What selection finds unlikely is not read: that would cost more
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from math import log, log1p
 
@@ -60,6 +60,25 @@ def readings_of(place: int, selected: Sequence[Selected], *, together: int) -> l
             )
         )
     return made
+
+
+def parts_to_read(
+    readings: Sequence[Reading], *, max_readings: int, max_chunks: int
+) -> Iterator[Sequence[Reading]]:
+    """Readings that go through the model together, in order; one at least each time.
+
+    Args:
+        max_chunks: of a part, counting every reading as wide as its widest: rows are padded.
+    """
+    first, widest = 0, 0
+    for place, reading in enumerate(readings):
+        widest = max(widest, len(reading.selected))
+        together = place - first + 1
+        if place > first and (together > max_readings or together * widest > max_chunks):
+            yield readings[first:place]
+            first, widest = place, len(reading.selected)
+    if readings:
+        yield readings[first:]
 
 
 def surest_answers(

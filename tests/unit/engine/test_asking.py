@@ -273,6 +273,32 @@ def test_out_of_memory_for_one_question_is_its_own_failure(bench: Bench) -> None
         bench.ask("fact")
 
 
+def test_questions_that_read_much_are_not_all_unpacked_at_once(make_bench: MakeBench) -> None:
+    bench = make_bench(max_read_chunks=6)
+    bench.learn(FRANCE, NORWAY, "Grapes grow here.")
+    questions = [Question(text=ASK_FRANCE, mode="memory", top_k=top_k) for top_k in (3, 3, 1, 3)]
+    gate, (_, *futures) = held(bench, *questions)
+    gate.open()
+    assert {outcome(future).text for future in futures} == {"Île-de-Réal"}
+    assert [len(asked) for asked in bench.model.answered[1:]] == [2, 2]
+
+
+def test_a_question_that_reads_more_than_there_is_room_for_is_refused_alone(
+    make_bench: MakeBench,
+) -> None:
+    bench = make_bench(max_read_chunks=2)
+    bench.learn(FRANCE, NORWAY, "Grapes grow here.")
+    gate, (_, whole, few) = held(
+        bench,
+        Question(text=ASK_FRANCE, mode="memory", top_k=0),
+        Question(text=ASK_FRANCE, mode="memory", top_k=2),
+    )
+    gate.open()
+    with pytest.raises(InvalidInput, match="3 chunks would be read at once, the limit is 2"):
+        outcome(whole)
+    assert outcome(few).text == "Île-de-Réal"
+
+
 def test_deadline_in_the_queue_costs_no_model_work(bench: Bench) -> None:
     gate, (_, late) = held(bench, Question(text=ASK_FRANCE, timeout_ms=100))
     bench.clock.turn(0.2)

@@ -11,7 +11,7 @@ import torch
 from mac_core.config import ConfidenceConfig, ConfidenceWeights
 from mac_core.engine.confidence import Judged
 from mac_core.engine.newer import newer_first
-from mac_core.engine.readings import MIN_SHARE, Reading, readings_of, surest
+from mac_core.engine.readings import MIN_SHARE, Reading, parts_to_read, readings_of, surest
 from mac_core.engine.selecting import Selecting
 from mac_core.errors import InvalidInput
 from mac_core.memory.bank import MemoryBank, Selected
@@ -44,6 +44,23 @@ def test_documents_are_read_apart_so_many_together_at_a_time() -> None:
     assert names(readings_of(0, selected, together=4)) == [list("abcd")]
     assert names(readings_of(0, selected, together=0)) == [list("abcd")]
     assert names(readings_of(0, [], together=1)) == [[]]
+
+
+@pytest.mark.parametrize(
+    ("widths", "parts"),
+    [
+        ([], []),
+        ([9], [[9]]),  # too wide for itself: one at least
+        ([2, 2, 2, 2], [[2, 2, 2], [2]]),
+        ([1, 1, 4, 1, 0], [[1, 1], [4, 1], [0]]),  # as wide as the widest
+        ([0, 0, 0, 0], [[0, 0, 0], [0]]),  # no more than three
+    ],
+)
+def test_readings_go_together_as_memory_has_room(widths: list[int], parts: list[list[int]]) -> None:
+    one = chosen("a", 1.0, None)
+    readings = [Reading(place=place, selected=[one] * width) for place, width in enumerate(widths)]
+    cut = parts_to_read(readings, max_readings=3, max_chunks=8)
+    assert [[len(reading.selected) for reading in part] for part in cut] == parts
 
 
 def test_priors_are_among_those_read_together_and_shares_among_readings() -> None:
