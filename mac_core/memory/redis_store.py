@@ -55,7 +55,7 @@ from mac_core.memory.redis_url import public_name
 from mac_core.memory.restoring import NamespaceContent
 from mac_core.memory.shared import NOTHING, Head, LastWrite
 from mac_core.memory.sources import RedisSource
-from mac_core.memory.store import DocumentStamp
+from mac_core.memory.store import FILTERED_AT_ONCE, DocumentStamp
 from mac_core.types import DocumentInfo, DocumentPage, Fingerprint, MetadataValue, NamespaceInfo
 
 SCAN_ROWS = 16  # documents in memory at once while scanning; each is about 0.1 MB a chunk
@@ -192,17 +192,21 @@ class RedisStore:
         after: int | None = 0 if cursor is None else decode_cursor(cursor)
         at_once = LIST_ROWS if filter else min(LIST_ROWS, limit + 1)
         found: list[tuple[DocumentInfo, int]] = []
-        while after is not None and len(found) <= limit:
+        looked_at = 0
+        most = FILTERED_AT_ONCE if filter else float("inf")
+        while after is not None and len(found) <= limit and looked_at < most:
             with self._translating("be read"):
                 rows, after = read_page(
                     self._client, keys, after=after, limit=at_once, with_payload=False
                 )
+            looked_at += len(rows)
             infos = [(info_of(namespace, row), row.stamp.position) for row in rows]
             found += [pair for pair in infos if metadata_matches(pair[0].metadata, filter or {})]
         page = found[:limit]
+        goes_on_after = page[-1][1] if len(found) > limit else after
         return DocumentPage(
             documents=tuple(info for info, _ in page),
-            next_cursor=encode_cursor(page[-1][1]) if len(found) > limit else None,
+            next_cursor=None if goes_on_after is None else encode_cursor(goes_on_after),
         )
 
     def create_namespace(self, namespace: str) -> tuple[bool, int]:

@@ -30,7 +30,7 @@ from mac_core.memory.sqlite_rows import (
 )
 from mac_core.memory.sqlite_schema import open_database
 from mac_core.memory.sqlite_writing import transaction, translating
-from mac_core.memory.store import DocumentStamp
+from mac_core.memory.store import FILTERED_AT_ONCE, DocumentStamp
 from mac_core.types import DocumentInfo, DocumentPage, Fingerprint, MetadataValue, NamespaceInfo
 
 READ_ONLY = "the store was opened without a fingerprint: it is read-only"
@@ -149,18 +149,32 @@ class SqliteStore:
         if limit < 1:
             raise InvalidInput(f"limit={limit} is below 1")
         after = 0 if cursor is None else decode_cursor(cursor)
-        matching = "AND metadata_matches(metadata, ?)" if filter else ""
-        wanted = (canonical_json(filter),) if filter else ()
+        last = self._last_looked_at(namespace, after) if filter else None
+        matching, wanted = "", list[str | int]()
+        if filter:
+            matching, wanted = "AND metadata_matches(metadata, ?)", [canonical_json(filter)]
+        if last is not None:
+            matching, wanted = f"AND position <= ? {matching}", [last, *wanted]
         rows = self._query(
             f"SELECT {INFO}, {PINNED} FROM documents "
             f"WHERE namespace = ? AND position > ? {matching} ORDER BY position LIMIT ?",
             (namespace, after, *wanted, limit + 1),
         )
         page = rows[:limit]
+        goes_on_after = page[-1][0] if len(rows) > limit else last
         return DocumentPage(
             documents=tuple(info_of(namespace, row) for row in page),
-            next_cursor=encode_cursor(page[-1][0]) if len(rows) > limit else None,
+            next_cursor=None if goes_on_after is None else encode_cursor(goes_on_after),
         )
+
+    def _last_looked_at(self, namespace: str, after: int) -> int | None:
+        """Position of the last document that a filter looks at for one page; None: of all."""
+        found = self._query(
+            "SELECT position FROM documents WHERE namespace = ? AND position > ? "
+            "ORDER BY position LIMIT 2 OFFSET ?",
+            (namespace, after, FILTERED_AT_ONCE - 1),
+        )
+        return int(found[0][0]) if len(found) > 1 else None
 
     def create_namespace(self, namespace: str) -> tuple[bool, int]:
         with self._writing():

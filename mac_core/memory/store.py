@@ -11,6 +11,8 @@ from mac_core.memory.records import DocumentRecord
 from mac_core.memory.restoring import NamespaceContent
 from mac_core.types import DocumentInfo, DocumentPage, MetadataValue, NamespaceInfo
 
+FILTERED_AT_ONCE = 4096  # documents that a filter looks at before others have their turn
+
 
 class DocumentStamp(NamedTuple):
     """What decides whether a document that comes again is unchanged, and its result if so."""
@@ -89,6 +91,9 @@ class Store(Protocol):
         filter: Mapping[str, MetadataValue] | None = None,
     ) -> DocumentPage:
         """One page in order of writing; an empty `filter` matches all.
+
+        A filter looks at no more than FILTERED_AT_ONCE documents for a page, which may then have
+        fewer than `limit`, or none, and still a `next_cursor`.
 
         Raises:
             InvalidInput: a limit below one, or a cursor that no page gave.

@@ -97,7 +97,11 @@ async def _accepted(body: DocumentBody | DocumentsBody, engine: EngineFacade) ->
 async def get_documents(
     query: Annotated[ListQuery, Query()], engine: EngineDependency
 ) -> DocumentList:
-    """List documents in the order of writing; `metadata.KEY=VALUE` keeps those that have it."""
+    """List documents in the order of writing; `metadata.KEY=VALUE` keeps those that have it.
+
+    With that, a page may have fewer documents than `limit`, or none, and still a `next_cursor`: of
+    each page some thousands are looked at.
+    """
     page = await outcome(
         engine.list_documents(
             namespace=query.namespace,

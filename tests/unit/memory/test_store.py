@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from mac_core.errors import ForeignRecord, InvalidInput, StoreError
+from mac_core.memory import redis_store, sqlite_store
 from mac_core.memory.records import DocumentRecord
 from mac_core.memory.store import Store
 from mac_core.types import Fingerprint, MetadataValue
@@ -200,6 +201,25 @@ def test_the_list_is_filtered_by_metadata(
     store.put("default", [make_record(name, metadata=values) for name, values in metadata.items()])
     page = store.list("default", limit=10, filter=wanted)
     assert [info.id for info in page.documents] == expected
+
+
+def test_a_filter_looks_at_so_many_documents_for_a_page(
+    store: Store, make_record: MakeRecord, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A filter that nothing matches was one reading of the whole bank, and nobody was answered.
+    for module in (sqlite_store, redis_store):
+        monkeypatch.setattr(module, "FILTERED_AT_ONCE", 3)
+    monkeypatch.setattr(redis_store, "LIST_ROWS", 3)
+    store.put("default", [make_record(name, metadata={"n": name}) for name in "abcdefg"])
+    pages, cursor = list[list[str]](), None
+    while True:
+        page = store.list("default", limit=1, cursor=cursor, filter={"n": "e"})
+        pages.append([info.id for info in page.documents])
+        cursor = page.next_cursor
+        if cursor is None:
+            break
+    assert pages == [[], ["e"], []]
+    assert [info.id for info in store.list("default", limit=5).documents] == list("abcde")
 
 
 def test_namespaces_are_counted(store: Store, make_record: MakeRecord) -> None:
