@@ -19,6 +19,7 @@ from mac_core.networks.checkpoint import BundleContents, load_strictly, read_bun
 from mac_core.networks.interfaces import AmortizationNetwork, PrefixNetwork
 from mac_core.networks.latent import LatentAmortization, LatentPrefix
 from mac_core.networks.layerwise import LayerwiseAmortization, LayerwisePrefix
+from mac_core.networks.lowering import lower_products
 from mac_core.networks.model import MacModel
 from mac_core.networks.pointer import PointerHead
 from mac_core.networks.prefix import PaperPrefix, WidePrefix
@@ -71,6 +72,9 @@ def build_model(
 def load_bundle(path: Path, *, device: str = "cpu", precision: Precision = "float32") -> MacModel:
     """Read a bundle strictly and make its model, frozen and in evaluation mode.
 
+    Args:
+        precision: of matrix products; with bfloat16 their weights are held so, too.
+
     Raises:
         CheckpointError: a file is missing or altered, or weights and configuration do not agree.
     """
@@ -86,6 +90,8 @@ def load_bundle(path: Path, *, device: str = "cpu", precision: Precision = "floa
     )
     load_states(model, contents)
     model.precision = precision
+    if precision == "bfloat16":
+        lower_products(model)
     return model.to(device).eval().requires_grad_(False)
 
 

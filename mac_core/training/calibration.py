@@ -2,18 +2,19 @@
 sure an answer is.
 
 Fitted on held-out train articles that no step has seen. The scales make the selection's softmax a
-probability: the likelihood of the right document among all of the held-out bank is maximal.
+probability: the likelihood of the right document, all of its chunks together, among all of the
+held-out bank is maximal.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from mac_core.config import ConfidenceConfig, SelectionConfig
 from mac_core.engine.ranking import keys_of
@@ -123,13 +124,15 @@ def fewest(f1_by_top_k: Mapping[int, float]) -> int:
 def scores_of(
     model: MacModel, view: BankView, questions: Sequence[SquadQuestion]
 ) -> tuple[dict[ScaleName, Tensor], Tensor]:
-    """What selection adds up, each `(questions, bank_size)`, and the right entry `(questions,)`.
+    """What selection adds up, and which entries are right, each `(questions, bank_size)`.
 
-    The first has a row of scores for each scale of `SelectionConfig` that this bundle uses.
+    The first has scores for each scale of `SelectionConfig` that this bundle uses. Of a document in
+    several chunks every entry is right: nobody says which of them answers.
     """
-    place = {entry.document_id: row for row, entry in reversed(list(enumerate(view.entries)))}
+    rows: dict[str, list[int]] = {}
     index = Bm25Index()
     for row, entry in enumerate(view.entries):
+        rows.setdefault(entry.document_id, []).append(row)
         index.add(row, entry.text)
     bm25 = torch.zeros(len(questions), len(view.entries))
     for number, question in enumerate(questions):
@@ -147,7 +150,9 @@ def scores_of(
         if matcher is not None:
             with torch.inference_mode():
                 late.append(matcher(encoded, stacked, mask).cpu())
-    right = torch.tensor([place[question.document_id] for question in questions])
+    right = torch.zeros(len(questions), len(view.entries), dtype=torch.bool)
+    for number, question in enumerate(questions):
+        right[number, rows[question.document_id]] = True
     scores: dict[ScaleName, Tensor] = {
         "dense_scale": torch.cat(queries) @ view.selection_keys.T,
         "bm25_scale": bm25,
@@ -158,13 +163,14 @@ def scores_of(
 
 
 def fit_scales(scores: Mapping[ScaleName, Tensor], right: Tensor) -> dict[ScaleName, float]:
-    """Scales whose weighted sum of scores, in a softmax, gives the right entries most likelihood.
+    """Scales whose weighted sum of scores, in a softmax, gives the right documents most likelihood.
 
-    A weak pull towards where the search begins keeps them finite where scores alone separate.
+    A document's likelihood is that of all its entries together. A weak pull towards where the
+    search begins keeps the scales finite where scores alone separate.
 
     Args:
         scores: by scale, `(questions, bank_size)`.
-        right: `(questions,)`.
+        right: `(questions, bank_size)`, bool, at least one True of each question.
     """
     columns = torch.stack([*scores.values()])  # (scales, questions, bank_size)
     begin = torch.tensor([BEGIN_SCALES[name] for name in scores]).log()
@@ -174,7 +180,9 @@ def fit_scales(scores: Mapping[ScaleName, Tensor], right: Tensor) -> dict[ScaleN
     def closure() -> Tensor:
         optimizer.zero_grad()
         scales = log_scales.clamp(-MAX_LOG_SCALE, MAX_LOG_SCALE).exp()
-        loss = F.cross_entropy(torch.einsum("s,sqn->qn", scales, columns), right)
+        logits = torch.einsum("s,sqn->qn", scales, columns)  # (questions, bank_size)
+        rights = logits.masked_fill(~right, -math.inf).logsumexp(dim=1)
+        loss = (logits.logsumexp(dim=1) - rights).mean()
         loss = loss + PULL * (log_scales - begin).square().sum()
         loss.backward()  # type: ignore[no-untyped-call]
         return loss

@@ -45,7 +45,7 @@ def mini(
         typer.Option("--reading-restarts", help="What reads modulations begins as its base LM."),
     ] = False,
     depth: Annotated[
-        int, typer.Option(min=1, max=5, help="Layers that make a modulation; others read it.")
+        int, typer.Option(min=1, max=4, help="Layers that make a modulation; others read it.")
     ] = 2,
     selection_share: Annotated[
         float, typer.Option(min=0.0, max=1.0, help="Of the minutes, the last, for selection alone.")
@@ -103,7 +103,15 @@ def mini(
         shares = parse_mode_shares(modes)
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="--modes") from error
-    if reading_restarts and start_share:
+    of_a_start = {
+        "--start-share": start_share > 0.0,
+        "--selection-restarts": selection_restarts,
+        "--reading-restarts": reading_restarts,
+    }
+    for hint, is_given in of_a_start.items():
+        if is_given and start_from is None:
+            raise typer.BadParameter("needs a bundle in --start-from", param_hint=hint)
+    if (reading_restarts or selection_restarts) and start_share:
         raise typer.BadParameter(
             "weights that restart have none before them", param_hint="--start-share"
         )

@@ -7,6 +7,7 @@ answered to them counts as right. Weights are fitted on half of the articles, me
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -239,12 +240,19 @@ def measure(weights: ConfidenceWeights, outcomes: Sequence[Outcome]) -> Confiden
 
 
 def calibration_error(confidences: Sequence[float], right: Sequence[bool]) -> float:
-    """Expected calibration error: mean gap of confidence and accuracy over bins of equal size."""
-    ranked = sorted(zip(confidences, right, strict=True))
+    """Expected calibration error: mean gap of confidence and accuracy over bins of equal size.
+
+    Equal confidences have no order, and a bin may end among them: each counts their mean accuracy.
+    """
+    tied = defaultdict[float, list[bool]](list)
+    for confidence, is_right in zip(confidences, right, strict=True):
+        tied[confidence].append(is_right)
+    accuracy = {confidence: sum(ties) / len(ties) for confidence, ties in tied.items()}
+    ranked = [(confidence, accuracy[confidence]) for confidence in sorted(confidences)]
     gap = 0.0
     for number in range(NUM_BINS):
         part = ranked[number * len(ranked) // NUM_BINS : (number + 1) * len(ranked) // NUM_BINS]
-        gap += abs(sum(confidence - is_right for confidence, is_right in part))
+        gap += abs(sum(confidence - expected for confidence, expected in part))
     return gap / max(1, len(ranked))
 
 

@@ -47,6 +47,11 @@ class EncodedParagraphs:
     question_paragraph: IntArray  # (questions,)
     question_starts: NDArray[np.int64]  # (paragraphs + 1,): a paragraph's range of questions
 
+    @property
+    def num_with_questions(self) -> int:
+        """Paragraphs that something is asked about: no more can be drawn at once."""
+        return int((np.diff(self.question_starts) > 0).sum())
+
 
 def encode_paragraphs(paragraphs: Sequence[Paragraph], tokenizer: Tokenizer) -> EncodedParagraphs:
     """Tokenise a corpus and find every occurrence of each first answer in its paragraph.

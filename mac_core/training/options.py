@@ -18,11 +18,16 @@ MODES: tuple[tuple[Mode, float], ...] = (
     ("text", 0.14),
     ("none", 0.01),
 )
+NUM_LAYERS = 6  # of all-MiniLM-L6-v2, which every layer begins as
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MiniOptions:
-    """Options of `mac train mini`."""
+    """Options of `mac train mini`.
+
+    Raises:
+        ValueError: selection would need a layer that MiniLM does not have.
+    """
 
     data_directory: Path
     run_directory: Path
@@ -66,6 +71,13 @@ class MiniOptions:
     num_threads: int = 2
     further_share: float = 0.35  # of the paragraphs of each source but the first that is drawn
     sources: tuple[str, ...] = SOURCES  # `name`, or `name:share` with a share of its own
+
+    def __post_init__(self) -> None:
+        if self.depth + self.selection_layers > NUM_LAYERS:
+            raise ValueError(
+                f"depth={self.depth} and selection_layers={self.selection_layers} above it need "
+                f"more layers than the {NUM_LAYERS} of MiniLM"
+            )
 
 
 def parse_mode_shares(text: str) -> tuple[tuple[Mode, float], ...]:

@@ -7,7 +7,8 @@ leaves the state before or the state after, and nothing is unpickled.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -81,6 +82,17 @@ def load_training_state(
     return Progress(step=scalars["step"], notes=scalars["notes"])
 
 
+def read_notes(path: Path) -> dict[str, Any]:
+    """The notes of a checkpoint, without its tensors.
+
+    Raises:
+        CheckpointError: the file is missing or damaged.
+    """
+    with _opened(path) as file:
+        notes: dict[str, Any] = _scalars(file)["notes"]
+        return notes
+
+
 def flatten_optimizer_state(optimizer: Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Split an optimizer's state into named tensors and JSON values.
 
@@ -144,12 +156,23 @@ def _parameters(optimizer: Optimizer) -> list[Tensor]:
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    with _opened(path) as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        return tensors, _scalars(file)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
     try:
         with safe_open(path, framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            return tensors, json.loads((file.metadata() or {})["training"])
+            yield file
     except (OSError, SafetensorError, KeyError, ValueError) as error:
         raise CheckpointError(f"{path}: no training state: {error}") from error
+
+
+def _scalars(file: Any) -> dict[str, Any]:
+    scalars: dict[str, Any] = json.loads((file.metadata() or {})["training"])
+    return scalars
 
 
 def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -30,10 +30,12 @@ from mac_core.training.data import Batch, sample_batch
 from mac_core.training.encoding import EncodedParagraphs, IntArray
 from mac_core.training.options import MiniOptions
 from mac_core.training.past import PastDocuments
-from mac_core.training.resume import load_training_state, save_training_state
+from mac_core.training.provenance import check_trained_with, options_record
+from mac_core.training.resume import load_training_state, read_notes, save_training_state
 from mac_core.training.spans import TrainedModel
 from mac_core.training.step import StepConfig, selection_only, training_loss
 from mac_core.training.validation import held_out_losses
+from mac_core.types import Fingerprint
 
 STATE_FILE = "state.safetensors"
 WARM_UP = 0.02  # share of the budget
@@ -65,11 +67,13 @@ class Trainer:
         neighbours: IntArray,
         options: MiniOptions,
         *,
+        start: Fingerprint | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.model = model
         self._trained = TrainedModel(model)
         self.options = options
+        self._start = start  # of the bundle whose weights `model` begins with
         self._clock = clock  # seconds; the budget is counted by it
         self.progress = Progress()
         self._encoded = encoded
@@ -87,25 +91,28 @@ class Trainer:
         return self.options.run_directory / STATE_FILE
 
     def resume(self) -> bool:
-        """Go on from the run's last checkpoint; False when there is none."""
+        """Go on from the run's last checkpoint; False when there is none.
+
+        Raises:
+            CheckpointError: it is damaged, or other options or another start trained it.
+        """
         if not self.state_file.is_file():
             return False
-        saved = load_training_state(
-            self.state_file, model=self._trained, optimizer=self._optimizer, rng=self._rng
+        self.progress = load_progress(
+            self._trained, self._optimizer, self.options, start=self._start, rng=self._rng
         )
-        self.progress = Progress(step=saved.step, **saved.notes)
         return True
 
     def save(self) -> None:
         """Write a checkpoint that `resume` takes up."""
-        notes = asdict(self.progress)
+        progress = asdict(self.progress)
         save_training_state(
             self.state_file,
             model=self._trained,
             optimizer=self._optimizer,
             rng=self._rng,
-            step=notes.pop("step"),
-            notes=notes,
+            step=progress.pop("step"),
+            notes={"progress": progress, "options": options_record(self.options, self._start)},
         )
 
     def run(self) -> Iterator[dict[str, float]]:
@@ -184,7 +191,7 @@ class Trainer:
         return {"selection": loss, "total": loss}
 
     def _sample(self, num_paragraphs: int) -> Batch:
-        with_questions = int((np.diff(self._encoded.question_starts) > 0).sum())
+        with_questions = self._encoded.num_with_questions
         return sample_batch(
             self._encoded,
             self._neighbours,
@@ -220,6 +227,28 @@ class Trainer:
         with self._log.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
         return line
+
+
+def load_progress(
+    trained: TrainedModel,
+    optimizer: AdamW,
+    options: MiniOptions,
+    *,
+    start: Fingerprint | None,
+    rng: np.random.Generator,
+) -> Progress:
+    """Put everything where the run's last checkpoint has it.
+
+    Args:
+        start: of the bundle `options.start_from`.
+
+    Raises:
+        CheckpointError: there is none, it is damaged, or other options or another start trained it.
+    """
+    path = options.run_directory / STATE_FILE
+    check_trained_with(path, read_notes(path), options_record(options, start))
+    saved = load_training_state(path, model=trained, optimizer=optimizer, rng=rng)
+    return Progress(step=saved.step, **saved.notes["progress"])
 
 
 def draw_step(options: MiniOptions, *, share: float, rng: np.random.Generator) -> StepConfig:

@@ -1,7 +1,9 @@
 """Losses on held-out articles: what tells two runs apart long before answers do.
 
-The same questions, distractors and priors for every run with the same options: differences are
-paired, and some hundred questions show what would take thousands of answers.
+The same questions, and the same documents in each batch, for every run with the same options:
+differences are paired by question, and some hundred show what would take thousands of answers.
+Distractors and priors are the run's own: a document stands beside those of its batch that this
+model's selection finds hardest to tell from it.
 """
 
 from __future__ import annotations
@@ -30,14 +32,19 @@ def held_out_losses(
 ) -> dict[str, float]:
     """Mean of each loss by name and mode, as in `answer_memory`, in nats.
 
-    About `options.validation_questions` are asked, in whole batches. The right document stands
-    beside as many distractors as in training; in `hybrid` the prompt holds the right text.
+    About `options.validation_questions` are asked, in whole batches and at least one; none where
+    it is 0, or no paragraph has a question. A batch has no more paragraphs than have questions.
+    The right document stands beside as many distractors as in training; in `hybrid` the prompt
+    holds the right text.
     """
+    num_paragraphs = min(options.num_paragraphs, encoded.num_with_questions)
+    if not options.validation_questions or not num_paragraphs:
+        return {}
     was_training = model.training
     model.eval()
     sums = defaultdict[str, float](float)
-    per_batch = options.num_paragraphs * options.questions_per_paragraph
-    batches = round(options.validation_questions / per_batch)
+    per_batch = num_paragraphs * options.questions_per_paragraph
+    batches = max(1, round(options.validation_questions / per_batch))
     for mode in MODES:
         rng = np.random.default_rng(options.seed)
         generator = torch.Generator().manual_seed(options.seed)
@@ -47,7 +54,7 @@ def held_out_losses(
                 encoded,
                 neighbours,
                 rng=rng,
-                num_paragraphs=options.num_paragraphs,
+                num_paragraphs=num_paragraphs,
                 questions_per_paragraph=options.questions_per_paragraph,
                 max_tokens=options.max_tokens,
                 max_answer_tokens=options.max_answer_tokens,

@@ -25,7 +25,7 @@ from mac_core.networks.build import build_model
 from mac_core.networks.latent import LatentAmortization
 from mac_core.networks.model import MacModel
 from mac_core.networks.refine import RefineAggregation
-from mac_core.training.options import MiniOptions
+from mac_core.training.options import NUM_LAYERS, MiniOptions
 
 DROPPED = ("_name_or_path", "architectures", "transformers_version", "torch_dtype", "dtype")
 
@@ -105,7 +105,7 @@ def read_as_base_lm(model: MacModel) -> None:
 
 def mini_config(options: MiniOptions) -> ModelConfig:
     """Shapes of `mini`; the selection's scales are set again by calibration."""
-    width, layers = 384, 6
+    width = 384
     return ModelConfig(
         name="mini",
         amortization=AmortizationConfig(
@@ -121,7 +121,7 @@ def mini_config(options: MiniOptions) -> ModelConfig:
             kind="refine",
             d_modulation=width,
             d_question=width,
-            num_blocks=layers - options.depth,
+            num_blocks=NUM_LAYERS - options.depth,
             d_late=options.d_late,
         ),
         prefix=PrefixConfig(kind="latent", num_prefix_tokens=options.num_prefix_tokens),

@@ -252,7 +252,21 @@ def test_precision_is_that_of_matrix_products_and_not_of_what_is_stored(tmp_path
         assert other.slots.dtype == torch.float32
         assert not torch.equal(one.slots, other.slots)
         torch.testing.assert_close(one.slots, other.slots, rtol=2e-2, atol=2e-2)
-    assert {weight.dtype for weight in low.parameters()} == {torch.float32}
+    assert low.base_lm.input_embeddings.weight.dtype == torch.float32
+
+
+@pytest.mark.parametrize("architecture", MODELS)
+def test_weights_cast_beforehand_give_what_autocast_gives(
+    architecture: str, tmp_path: Path
+) -> None:
+    bundle = save_tiny_bundle(tmp_path / "tiny", MODELS[architecture]())
+    cast_each_time, cast_once = load_bundle(bundle), load_bundle(bundle, precision="bfloat16")
+    cast_each_time.precision = "bfloat16"
+    linear = [part for part in cast_once.modules() if isinstance(part, torch.nn.Linear)]
+    assert {part.weight.dtype for part in linear} == {torch.bfloat16}
+    one, other = (m.answer(mixed_requests(m)) for m in (cast_each_time, cast_once))
+    assert [answer.token_ids for answer in one] == [answer.token_ids for answer in other]
+    assert [answer.probabilities for answer in one] == [answer.probabilities for answer in other]
 
 
 def test_ranking_again_needs_a_late_interaction() -> None:

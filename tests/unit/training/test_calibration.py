@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import pytest
 import torch
@@ -42,14 +43,15 @@ SCALES: dict[ScaleName, float] = {"dense_scale": 12.0, "bm25_scale": 0.8, "late_
 def drawn_scores(
     names: Sequence[ScaleName], *, questions: int = 2000, documents: int = 12
 ) -> tuple[dict[ScaleName, Tensor], Tensor]:
-    """Scores, and right documents drawn from the softmax of their sum under known scales."""
+    """Scores, and right entries drawn from the softmax of their sum under known scales."""
     generator = torch.Generator().manual_seed(0)
     scores = {
         name: torch.rand(questions, documents, generator=generator) * 5.0 / SCALES[name]
         for name in names
     }
     chances = torch.softmax(sum(SCALES[name] * scores[name] for name in names), dim=1)
-    return scores, torch.multinomial(chances, 1, generator=generator).squeeze(1)
+    drawn = torch.multinomial(chances, 1, generator=generator)  # (questions, 1)
+    return scores, torch.arange(documents) == drawn
 
 
 @pytest.mark.parametrize(
@@ -60,10 +62,19 @@ def test_scales_that_drew_the_documents_are_found(names: tuple[ScaleName, ...]) 
     assert found == pytest.approx({name: SCALES[name] for name in names}, rel=0.1)
 
 
+def test_scales_are_found_whichever_chunk_of_a_document_answers() -> None:
+    names: tuple[ScaleName, ...] = ("dense_scale", "bm25_scale")
+    scores, drawn = drawn_scores(names, questions=8000)
+    # Documents of three chunks each: known is which of them holds the answer, not where.
+    right = drawn.unflatten(1, (-1, 3)).any(dim=2).repeat_interleave(3, dim=1)
+    found = fit_scales(scores, right)
+    assert found == pytest.approx({name: SCALES[name] for name in names}, rel=0.1)
+
+
 def test_scales_stay_finite_where_every_question_is_told_apart() -> None:
     cosine = torch.eye(6)
     scores: dict[ScaleName, Tensor] = {"dense_scale": cosine, "bm25_scale": 10.0 * cosine}
-    assert all(0.0 < scale < 1e4 for scale in fit_scales(scores, torch.arange(6)).values())
+    assert all(0.0 < scale < 1e4 for scale in fit_scales(scores, cosine.bool()).values())
 
 
 @pytest.mark.parametrize(
@@ -83,8 +94,23 @@ def test_scores_are_of_every_stage_that_the_bundle_selects_by(
     assert scores.keys() == names
     shape = (len(held_out.questions), len(view.entries))
     assert {tuple(score.shape) for score in scores.values()} == {shape}
-    found = [view.entries[row].document_id for row in right.tolist()]
+    found = [view.entries[row].document_id for row in right.int().argmax(dim=1).tolist()]
     assert found == [question.document_id for question in held_out.questions]
+
+
+def test_every_chunk_of_the_right_document_is_right() -> None:
+    model = tiny_bert_model()
+    first, *others = paragraphs()
+    held_out = HeldOut.of([replace(first, text=" ".join([first.text] * 30)), *others])
+    bank = MemoryBank(model.config.selection)
+    view = learn_documents(model, bank, held_out.documents, batch_size=4)
+    _, right = scores_of(model, view, held_out.questions)
+    assert len(view.entries) > len(FACTS)
+    wanted = [
+        [entry.document_id == question.document_id for entry in view.entries]
+        for question in held_out.questions
+    ]
+    assert right.tolist() == wanted
 
 
 def test_held_out_paragraphs_become_documents_and_their_answerable_questions() -> None:

@@ -170,11 +170,26 @@ def test_auroc_counts_pairs_and_halves_ties() -> None:
 
 
 def test_calibration_error_is_the_gap_of_confidence_and_accuracy() -> None:
-    assert calibration_error([0.75] * 40, [True, True, True, False] * 10) > 0.0
     exact = [0.0] * 50 + [1.0] * 50
     assert calibration_error(exact, [value > 0.5 for value in exact]) == 0.0
     assert calibration_error(exact, [value < 0.5 for value in exact]) == 1.0
     assert calibration_error([0.8] * 100, [False] * 100) == pytest.approx(0.8)
+
+
+@pytest.mark.parametrize(
+    "right",
+    [[True, True, True, False] * 10, [True] * 30 + [False] * 10, [False] * 10 + [True] * 30],
+)
+def test_a_constant_that_is_as_often_right_as_it_says_is_calibrated(right: list[bool]) -> None:
+    assert calibration_error([0.75] * 40, right) == pytest.approx(0.0, abs=1e-12)
+    assert calibration_error([0.5] * 40, right) == pytest.approx(0.25)
+
+
+def test_ties_count_their_mean_accuracy_wherever_a_bin_ends() -> None:
+    # 98 ties, half of them right: 8 stand in the first bin, beside the two others.
+    confidences = [0.5] * 49 + [0.0, 0.1] + [0.5] * 49
+    right = [True] * 49 + [False, False] + [False] * 49
+    assert calibration_error(confidences, right) == pytest.approx(0.1 / 100)
 
 
 def test_a_confidence_that_drew_the_outcomes_is_calibrated() -> None:

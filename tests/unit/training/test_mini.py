@@ -25,6 +25,9 @@ from mac_core.training.data import Batch, EncodedParagraphs, mine_neighbours, sa
 from mac_core.training.encoding import IntArray
 from mac_core.training.mini import export_mini, load_sources, train_mini
 from mac_core.training.options import MiniOptions
+from mac_core.training.resume import read_notes
+from mac_core.training.trainer import STATE_FILE
+from mac_core.types import Fingerprint
 from tests.builders import tiny_latent_model
 from tests.unit.training.samples import encoded, paragraphs
 
@@ -64,6 +67,8 @@ def test_bundle_holds_what_was_trained(options: MiniOptions, tmp_path: Path) -> 
     assert any(not torch.equal(value, untrained[k]) for k, value in loaded.state_dict().items())
     manifest = json.loads((tmp_path / "bundle" / "manifest.json").read_text())
     assert manifest["training"]["progress"]["step"] == lines[-1]["step"]
+    notes = read_notes(options.run_directory / STATE_FILE)
+    assert manifest["training"]["options"] == notes["options"]
 
 
 @pytest.mark.usefixtures("_tiny")
@@ -77,7 +82,8 @@ def test_run_starts_from_a_bundles_weights(options: MiniOptions, tmp_path: Path)
     model = tiny_latent_model(seed=1)
     mini.start_from(model, read_bundle(tmp_path / "first"))
     torch.testing.assert_close(model.state_dict(), load_bundle(tmp_path / "first").state_dict())
-    still = train_mini(replace(further, learning_rate=0.0))  # steps that change nothing
+    further = replace(further, learning_rate=0.0)  # steps that change nothing
+    still = train_mini(further)
     torch.testing.assert_close(still.state_dict(), model.state_dict())
     export_mini(further, tmp_path / "second", dtype="float32", calibration_questions=4)
     manifest = json.loads((tmp_path / "second" / "manifest.json").read_text())
@@ -88,6 +94,31 @@ def test_run_starts_from_a_bundles_weights(options: MiniOptions, tmp_path: Path)
     back = replace(further, start_share=1.0)  # nothing of what was trained
     export_mini(back, tmp_path / "third", dtype="float32", calibration_questions=4)
     torch.testing.assert_close(load_bundle(tmp_path / "third").state_dict(), model.state_dict())
+
+
+@pytest.mark.usefixtures("_tiny")
+def test_run_is_neither_resumed_nor_exported_from_another_bundle(
+    options: MiniOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The weights are A's descendants; the manifest would have said B's.
+    bundles = {
+        tmp_path / name: replace(
+            contents_of(tiny_latent_model(seed=seed)),
+            fingerprint=Fingerprint(amortization_hash=name, base_lm_hash=name),
+        )
+        for seed, name in enumerate(("A", "B"))
+    }
+    monkeypatch.setattr(mini, "read_bundle", bundles.__getitem__)
+    of_a = replace(options, start_from=tmp_path / "A", validation_questions=0)
+    of_b = replace(of_a, start_from=tmp_path / "B")
+    train_mini(of_a)
+    with pytest.raises(CheckpointError, match=r"trained with start_from=\{.*'A'.*, not \{.*'B'"):
+        train_mini(of_b)
+    with pytest.raises(CheckpointError, match=r"trained with start_from=\{.*'A'.*, not \{.*'B'"):
+        export_mini(of_b, tmp_path / "bundle")
+    with pytest.raises(CheckpointError, match="trained with seed=0, not 1"):
+        export_mini(replace(of_a, seed=1), tmp_path / "bundle")
+    assert not (tmp_path / "bundle").exists()
 
 
 @pytest.mark.usefixtures("_tiny")
@@ -332,10 +363,30 @@ def test_command_refuses_a_mode_it_does_not_know(tmp_path: Path) -> None:
     assert "'oracle:1'" in result.output
 
 
-def test_command_refuses_a_share_of_weights_that_restart(tmp_path: Path) -> None:
-    result = invoke(tmp_path, "--reading-restarts", "--start-share", "0.25")
+@pytest.mark.parametrize("restarts", ["--reading-restarts", "--selection-restarts"])
+def test_command_refuses_a_share_of_weights_that_restart(tmp_path: Path, restarts: str) -> None:
+    start = ("--start-from", str(tmp_path), "--start-share", "0.25")
+    result = invoke(tmp_path, restarts, *start)
     assert result.exit_code == 2
     assert "weights that restart" in result.output
+
+
+@pytest.mark.parametrize(
+    "option", [("--start-share", "0.25"), ("--selection-restarts",), ("--reading-restarts",)]
+)
+def test_command_refuses_what_is_of_a_start_that_it_has_not(
+    tmp_path: Path, option: tuple[str, ...]
+) -> None:
+    result = invoke(tmp_path, *option)
+    assert result.exit_code == 2
+    assert option[0] in result.output
+    assert "needs a bundle" in result.output
+
+
+def test_command_refuses_a_depth_that_leaves_selection_no_layers(tmp_path: Path) -> None:
+    result = invoke(tmp_path, "--depth", "5")
+    assert result.exit_code == 2
+    assert "equal to 4" in result.output
 
 
 def test_command_refuses_a_dtype_it_does_not_know(tmp_path: Path) -> None:

@@ -1,9 +1,11 @@
 """Options that are read from text."""
 
+from pathlib import Path
+
 import pytest
 
 from mac_core.training.cli import mini
-from mac_core.training.options import MODES, parse_mode_shares
+from mac_core.training.options import MODES, MiniOptions, parse_mode_shares
 
 
 def test_shares_of_modes_are_in_proportion() -> None:
@@ -25,3 +27,23 @@ def test_command_proposes_the_shares_that_the_options_have() -> None:
 def test_what_is_no_list_of_modes_is_refused_by_name(text: str) -> None:
     with pytest.raises(ValueError, match=repr(text.split(",")[-1])):
         parse_mode_shares(text)
+
+
+def options(*, depth: int, selection_layers: int) -> MiniOptions:
+    return MiniOptions(
+        data_directory=Path(),
+        run_directory=Path(),
+        minutes=1.0,
+        depth=depth,
+        selection_layers=selection_layers,
+    )
+
+
+@pytest.mark.parametrize(("depth", "selection_layers"), [(5, 2), (4, 3)])
+def test_more_layers_than_minilm_has_are_refused(depth: int, selection_layers: int) -> None:
+    with pytest.raises(ValueError, match=f"depth={depth} and selection_layers={selection_layers} "):
+        options(depth=depth, selection_layers=selection_layers)
+
+
+def test_all_layers_of_minilm_may_be_used() -> None:
+    assert options(depth=4, selection_layers=2).depth == 4

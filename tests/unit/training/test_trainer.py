@@ -18,9 +18,11 @@ from mac_core.networks.model import MacModel
 from mac_core.training.data import Batch
 from mac_core.training.options import MiniOptions
 from mac_core.training.past import PastDocuments
+from mac_core.training.resume import save_training_state
 from mac_core.training.spans import TrainedModel
 from mac_core.training.step import StepConfig, training_loss
 from mac_core.training.trainer import Trainer, draw_step, make_optimizer
+from mac_core.types import Fingerprint
 from tests.builders import tiny_bert_model, tiny_latent_model
 from tests.unit.training.samples import encoded
 
@@ -29,6 +31,7 @@ MODELS: dict[str, Callable[..., MacModel]] = {
     "layerwise": tiny_bert_model,
     "latent": tiny_latent_model,
 }
+STARTS = [Fingerprint(amortization_hash=name, base_lm_hash="same") for name in ("one", "two")]
 NEIGHBOURS = np.array([[1, 2], [0, 3], [3, 0], [1, 2]], dtype=np.int32)
 
 
@@ -42,6 +45,7 @@ def trainer_in(
     *,
     model: MacModel | None = None,
     steps: int = STEPS,
+    start: Fingerprint | None = None,
     **changes: Any,
 ) -> Trainer:
     options: dict[str, Any] = {
@@ -63,6 +67,7 @@ def trainer_in(
             minutes=steps / 60,
             **(options | changes),
         ),
+        start=start,
         clock=ticking(),
     )
 
@@ -241,6 +246,60 @@ def test_checkpoint_of_another_architecture_is_refused(tmp_path: Path) -> None:
     trainer_in(tmp_path).save()
     with pytest.raises(CheckpointError, match=r"pointer\.gate\.weight is unexpected"):
         trainer_in(tmp_path, model=tiny_bert_model(pointer=None)).resume()
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"seed": 1}, "trained with seed=0, not 1$"),
+        ({"dropout": 0.1}, "trained with dropout=0.0, not 0.1$"),
+        ({"sources": ("squad",)}, r"trained with sources=\['squad', .*, not \['squad'\]$"),
+        ({"depth": 3}, "trained with depth=2, not 3$"),
+        ({"seed": 1, "depth": 3}, "depth=2, not 3; seed=0, not 1$"),
+    ],
+)
+def test_checkpoint_of_other_options_is_refused(
+    tmp_path: Path, changes: dict[str, Any], reason: str
+) -> None:
+    trainer_in(tmp_path).save()
+    with pytest.raises(CheckpointError, match=reason):
+        trainer_in(tmp_path, **changes).resume()
+
+
+@pytest.mark.parametrize("start", [STARTS[1], None])
+def test_checkpoint_of_another_start_is_refused(tmp_path: Path, start: Fingerprint | None) -> None:
+    trainer_in(tmp_path, start=STARTS[0]).save()
+    assert trainer_in(tmp_path, start=STARTS[0]).resume()
+    with pytest.raises(CheckpointError, match=r"trained with start_from=\{.*'one'.*, not "):
+        trainer_in(tmp_path, start=start).resume()
+
+
+def test_options_that_train_nothing_may_change(tmp_path: Path) -> None:
+    trainer_in(tmp_path).save()
+    changes = {
+        "start_share": 0.5,
+        "validation_questions": 0,
+        "checkpoint_minutes": 1.0,
+        "log_every": 1,
+        "device": "cpu:0",
+        "num_threads": 1,
+    }
+    assert trainer_in(tmp_path, steps=99, **changes).resume()
+
+
+def test_checkpoint_that_does_not_say_what_trained_it_is_refused(tmp_path: Path) -> None:
+    now = trainer_in(tmp_path)
+    trained = TrainedModel(now.model)
+    save_training_state(
+        now.state_file,
+        model=trained,
+        optimizer=make_optimizer(trained, now.options),
+        rng=np.random.default_rng(0),
+        step=1,
+        notes={"elapsed_s": 1.0, "questions": 4},
+    )
+    with pytest.raises(CheckpointError, match="does not say which options trained it"):
+        now.resume()
 
 
 @pytest.mark.parametrize("architecture", MODELS)

@@ -7,12 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from tokenizers import Tokenizer as FastTokenizer
 
-from mac_core.training.encoding import mine_neighbours
+from mac_core.training.encoding import encode_paragraphs, mine_neighbours
 from mac_core.training.options import MiniOptions
 from mac_core.training.validation import held_out_losses
-from tests.builders import tiny_latent_model
-from tests.unit.training.samples import encoded
+from tests.builders import tiny_latent_model, tiny_tokenizer_json
+from tests.unit.training.samples import encoded, paragraphs
 
 OPTIONS = MiniOptions(
     data_directory=Path(),
@@ -49,3 +50,29 @@ def test_whole_batches_are_asked_or_none() -> None:
         held_out_losses(model, corpus, neighbours, OPTIONS)["answer_text"], abs=1e-7
     )
     assert held_out_losses(model, corpus, neighbours, replace(one, validation_questions=0)) == {}
+
+
+def test_fewer_questions_than_half_a_batch_are_asked_as_one_batch() -> None:
+    model, corpus = tiny_latent_model(), encoded()
+    neighbours = mine_neighbours(corpus, num_neighbours=2)
+    whole = replace(OPTIONS, validation_questions=4)
+    expected = held_out_losses(model, corpus, neighbours, whole)
+    few = replace(OPTIONS, validation_questions=1)
+    assert held_out_losses(model, corpus, neighbours, few) == expected
+
+
+@pytest.mark.parametrize("kept", [1, 3])
+def test_fewer_paragraphs_than_a_step_takes_are_all_asked(kept: int) -> None:
+    corpus = encode_paragraphs(paragraphs()[:kept], FastTokenizer.from_str(tiny_tokenizer_json()))
+    neighbours = mine_neighbours(corpus)
+    model = tiny_latent_model()
+    expected = held_out_losses(model, corpus, neighbours, replace(OPTIONS, num_paragraphs=kept))
+    more = replace(OPTIONS, num_paragraphs=16)
+    assert held_out_losses(model, corpus, neighbours, more) == expected
+    assert set(expected) > {"answer_memory", "answer_text"}
+
+
+def test_nothing_is_asked_where_no_paragraph_has_a_question() -> None:
+    silent = [replace(paragraph, questions=()) for paragraph in paragraphs()]
+    corpus = encode_paragraphs(silent, FastTokenizer.from_str(tiny_tokenizer_json()))
+    assert held_out_losses(tiny_latent_model(), corpus, mine_neighbours(corpus), OPTIONS) == {}
