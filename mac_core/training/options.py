@@ -38,7 +38,8 @@ class MiniOptions:
     num_paragraphs: int = 16  # per step, half of them neighbours of the others
     questions_per_paragraph: int = 4
     max_tokens: int = 192  # of a paragraph in training
-    max_answer_tokens: int = 16
+    # As many as an answer is given: a longer one is cut, and taught to end in the middle.
+    max_answer_tokens: int = 32
     learning_rate: float = 3e-4
     head_rate: float = 2.0  # times the learning rate, for what starts at random
     selection_share: float = 0.1  # of the budget, at its end: selection's own layers alone
