@@ -21,6 +21,7 @@ from mac_core.errors import CorruptRecord, StoreError
 from mac_core.memory.bank import MemoryBank
 from mac_core.memory.opening import open_store, url_of_directory
 from mac_core.memory.redis_store import RedisStore
+from mac_core.memory.snapshot_writing import LOCK
 from mac_core.memory.sqlite_store import DATABASE
 from mac_core.types import Answer, Document, DocumentResult, Fingerprint, Question
 from tests.unit.engine.conftest import outcome
@@ -311,7 +312,7 @@ def test_a_full_disk_refuses_writes_and_harms_nothing(small_disk: Path) -> None:
         assert outcome(engine.get_document("1", namespace="default")).text is not None
         with pytest.raises(StoreError, match="No space left"):
             create_snapshot(bank.url, small_disk / "snapshots", "s")
-        assert list((small_disk / "snapshots").iterdir()) == []
+        assert [path.name for path in (small_disk / "snapshots").iterdir()] == [LOCK]
         filler.unlink()
         assert outcome(engine.add([Document(id="big", text=long)]))[0].status == "inserted"
     finally:
