@@ -39,10 +39,10 @@ class Row:
     copied: Tensor | None = None  # (tokens,), attention over what could be copied, summed
     stopped: bool = False  # by `should_stop`, before its end
 
-    def choose(self, probabilities: Tensor) -> int:
+    def choose(self, probabilities: Tensor, *, likeliest: int) -> int:
         """The next token id from `(vocabulary,)`."""
         if self.generator is None:
-            return int(probabilities.argmax())
+            return likeliest
         heated = probabilities.clamp_min(1e-30).log() / self.sampling.temperature
         weights = torch.softmax(heated, dim=-1).cpu()
         return int(torch.multinomial(weights, 1, generator=self.generator))
@@ -74,8 +74,9 @@ def generate(
     active = list(rows)
     while active:
         probabilities, attention = _step(base_lm, pointer, memory, hidden, last_ids, end_id)
+        token_ids, shares = _choose(active, probabilities)
         going = [
-            _advance(row, probabilities[i], None if attention is None else attention[i], end_id)
+            _advance(row, token_ids[i], shares[i], attention, place=i, end_id=end_id)
             for i, row in enumerate(active)
         ]
         for i, row in enumerate(active):
@@ -122,13 +123,32 @@ def _step(
     return mixed.probabilities, mixed.attention
 
 
-def _advance(row: Row, probabilities: Tensor, attention: Tensor | None, end_id: int) -> bool:
-    """Give the row its next token; False when that ends it."""
-    token_id = row.choose(probabilities)
-    row.probabilities.append(float(probabilities[token_id]))
+def _choose(rows: Sequence[Row], probabilities: Tensor) -> tuple[list[int], list[float]]:
+    """Each row's next token and its probability; a GPU is waited for twice, however many rows."""
+    likeliest = probabilities.argmax(dim=-1).tolist()
+    token_ids = [row.choose(probabilities[i], likeliest=likeliest[i]) for i, row in enumerate(rows)]
+    index = torch.tensor(token_ids, device=probabilities.device)[:, None]
+    return token_ids, probabilities.gather(1, index)[:, 0].tolist()
+
+
+def _advance(
+    row: Row,
+    token_id: int,
+    probability: float,
+    attention: Tensor | None,
+    *,
+    place: int,
+    end_id: int,
+) -> bool:
+    """Give the row its next token; False when that ends it.
+
+    Args:
+        attention: `(batch, tokens)`, where each row's step points; the row is at `place`.
+    """
+    row.probabilities.append(probability)
     if token_id == end_id:
         return False
     row.token_ids.append(token_id)
     if attention is not None:
-        row.copied = attention if row.copied is None else row.copied + attention
+        row.copied = attention[place] if row.copied is None else row.copied + attention[place]
     return len(row.token_ids) < row.sampling.max_new_tokens

@@ -125,7 +125,7 @@ def served_loss(
     wanted = [[*answer, model.layout.end_id] for answer in wanted]
     losses: list[float] = []
 
-    def forced(row: Row, probabilities: Tensor) -> int:
+    def forced(row: Row, probabilities: Tensor, *, likeliest: int) -> int:
         token = wanted[row.index][len(row.token_ids)]
         losses.append(-float(probabilities[token].log()))
         return token
