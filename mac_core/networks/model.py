@@ -189,18 +189,21 @@ class MacModel(nn.Module):
         keys = None
         if self.pointer is not None and not self.points_at_slots:
             own = self.base_lm.input_embeddings(ids)
-            keys = self.pointer.document_keys(encoded.states, shifted(own), own)
+            keys = self.pointer.document_keys(encoded.states, shifted(own), own).float().cpu()
+        # All documents' at once: a device is waited for at each transfer.
+        slots, slot_mask = encoded.slots.float().cpu(), encoded.slot_mask.cpu()
+        selection_keys = encoded.selection_key.float().cpu()
         head = len(self.layout.document_head)
         modulations = []
         for row, (token_ids, offsets) in enumerate(encodings):
             content = slice(head, head + len(token_ids))
             modulations.append(
                 Modulation(
-                    slots=encoded.slots[row][encoded.slot_mask[row]].float().cpu(),
-                    selection_key=encoded.selection_key[row].float().cpu(),
+                    slots=slots[row][slot_mask[row]],
+                    selection_key=selection_keys[row].clone(),
                     token_ids=torch.tensor(token_ids, dtype=torch.int64),
                     token_offsets=torch.tensor(offsets, dtype=torch.int64).reshape(-1, 2),
-                    pointer_keys=None if keys is None else keys[row, content].float().cpu(),
+                    pointer_keys=None if keys is None else keys[row, content].clone(),
                 )
             )
         return modulations
