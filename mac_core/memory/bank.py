@@ -83,11 +83,13 @@ class MemoryBank:
         self._tiers = tiers
         self._shelves: dict[str, Shelf] = {}
         self._indexes: dict[str, DenseIndex | None] = {}
+        self._emptied: dict[str, BankView] = {}  # of namespaces that held something once
 
     def with_selection(self, selection: SelectionConfig) -> MemoryBank:
         """The same shelves, selected from by other settings; only one of the two may write."""
         other = MemoryBank(selection, device=self._device, tiers=self._tiers)
         other._shelves, other._indexes = self._shelves, self._indexes
+        other._emptied = self._emptied
         return other
 
     def view(self, namespace: str) -> BankView:
@@ -95,15 +97,20 @@ class MemoryBank:
         shelf = self._shelves.get(namespace)
         if shelf is not None:
             return shelf.view
-        return empty_view(namespace, d_key=self._selection.d_key, device=self._device)
+        return self._emptied.get(namespace) or empty_view(
+            namespace, d_key=self._selection.d_key, device=self._device
+        )
 
     def version(self, namespace: str) -> int:
         """Of the latest published view; 0 for a namespace never written."""
-        shelf = self._shelves.get(namespace)
-        return 0 if shelf is None else shelf.view.version
+        shelf, emptied = self._shelves.get(namespace), self._emptied.get(namespace)
+        if shelf is not None:
+            return shelf.view.version
+        return 0 if emptied is None else emptied.version
 
     def namespaces(self) -> tuple[str, ...]:
-        return tuple(self._shelves)
+        """Those ever written, also where nothing is left."""
+        return (*self._shelves, *self._emptied)
 
     def apply(
         self,
@@ -148,7 +155,10 @@ class MemoryBank:
         if namespace not in self._shelves:
             self._shelves[namespace] = shelf
             self._indexes[namespace] = self._make_index(namespace)
+            self._emptied.pop(namespace, None)
         view = shelf.publish(version)
+        if not view.num_documents and not is_part:
+            return self._release(namespace, version)
         index = self._indexes[namespace]
         if index is not None and not is_part:
             index.follow(view)
@@ -159,14 +169,15 @@ class MemoryBank:
         shelf = self._shelves.get(namespace)
         return [] if shelf is None else shelf.entries_of(document_id)
 
-    def drop(self, namespace: str) -> None:
-        """Forget a namespace; views already taken stay readable."""
-        shelf = self._shelves.pop(namespace, None)
-        if shelf is not None:
-            shelf.close()
-        index = self._indexes.pop(namespace, None)
+    def _release(self, namespace: str, version: int) -> BankView:
+        """Keep of a namespace without documents its version alone; older views stay readable."""
+        empty = empty_view(namespace, d_key=self._selection.d_key, device=self._device)
+        view = self._emptied[namespace] = replace(empty, version=version)
+        self._shelves.pop(namespace).close()
+        index = self._indexes.pop(namespace)
         if index is not None:
             index.close()
+        return view
 
     def _sheltered(self, entry: BankEntry) -> BankEntry:
         """The entry with its modulation in the tiers; what is cached beside it would fill RAM."""

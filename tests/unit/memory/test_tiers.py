@@ -191,7 +191,7 @@ def test_a_bank_in_tiers_gives_what_a_bank_in_ram_gives(
     assert left.num_bytes == right.num_bytes == tiers.ram_bytes + tiers.disk_bytes
     assert plain.tier_bytes == {"device": 19 * 8 * 4, "ram": right.num_bytes, "disk": 0}
     assert tiered.tier_bytes["disk"] == tiers.disk_bytes
-    tiered.drop("default")
+    tiered.apply("default", 3, [record.id for record in records], ())
     assert (tiers.ram_bytes, tiers.disk_bytes) == (0, 0)
     pairs = zip(left.entries, right.entries, strict=True)
     assert all(same(a.stored, b.stored) for a, b in pairs)
