@@ -2,13 +2,16 @@
 
 The rule. Take the chunks from the best down. A chunk competes with a better one when they are of
 different documents with known and different dates of publication, their selection keys have a
-cosine of `NEAR` or more, and its score by cosine and BM25 is at least `SHARE` of the better one's
-(late interaction hardly tells two texts in one mould apart). Of the best and all
+cosine of `NEAR` or more, its score by cosine and BM25 is at least `SHARE` of the better one's, and
+where late interaction has ranked them its whole score is at most `NATS` behind: with some bundles
+the one tells two subjects in the same words apart, with some the other. Of the best and all
 that compete with it the newest gets the best one's place and score; the older ones keep `SHARE` of
 that at most. Then the same with the best of what is left. Documents without a date take no part.
 
-It does not know whether two texts contradict each other: where both are read, nothing is lost.
-`SHARE` and `NEAR` were chosen with all of deploy/demo/conflicts.jsonl in view.
+It does not know whether two texts contradict each other: where all are dated, it at times prefers a
+newer text that only resembles the right one (deploy/docs/results.md says how often). The three
+limits were chosen with all of deploy/demo/conflicts.jsonl in view, and depend on the bundle: a
+test asks them of the one that ships.
 """
 
 from __future__ import annotations
@@ -21,8 +24,9 @@ import torch
 
 from mac_core.memory.bank import Selected
 
-NEAR = 0.7  # cosine of selection keys
-SHARE = 0.85  # of the better one's score by cosine and BM25
+NEAR = 0.55  # cosine of selection keys
+SHARE = 0.8  # of the better one's score by cosine and BM25
+NATS = 3.0  # behind the better one's whole score
 RIVALS = 8  # chosen beyond `top_k`, so that the newer one need not be among the best already
 LOOKED_AT = 64  # of the best; a whole bank is not compared with itself
 
@@ -96,6 +100,7 @@ def _competes(selected: Sequence[Selected], best: int, other: int) -> bool:
         left.entry.document_id != right.entry.document_id
         and left.entry.published_at != right.entry.published_at
         and right.first_score >= SHARE * left.first_score > 0
+        and (right.first is None or right.score >= left.score - NATS)
     )
 
 

@@ -8,14 +8,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from mac_core.engine.newer import RIVALS, SHARE, newer_first, num_candidates
+from mac_core.engine.newer import NATS, RIVALS, SHARE, newer_first, num_candidates
 from mac_core.memory.bank import BankEntry, Selected
 from mac_core.memory.quantization import pack
 from mac_core.types import Document, Modulation
 from tests.unit.engine.conftest import Bench
 
 OLD, MID, NEW = 1e9, 1.1e9, 1.2e9
-KEYS = {"same": [1.0, 0.0], "near": [0.8, 0.6], "far": [0.6, 0.8], "other": [0.0, 1.0]}
+KEYS = {"same": [1.0, 0.0], "near": [0.8, 0.6], "far": [0.5, 0.87], "other": [0.0, 1.0]}
 
 
 def chosen(name: str, score: float, date: float | None, key: str = "same") -> Selected:
@@ -132,6 +132,13 @@ def test_before_the_first_there_is_nothing(bench: Bench) -> None:
 
 def test_rivals_are_told_by_the_first_stage_where_a_second_has_ranked() -> None:
     best = replace(chosen("best", 40.0, OLD), first=10.0)
-    rival = replace(chosen("rival", 35.0, MID), first=9.0)
+    rival = replace(chosen("rival", 38.0, MID), first=9.0)
     stranger = replace(chosen("stranger", 39.0, NEW), first=5.0)
     assert order(best, stranger, rival, top_k=1) == ["rival"]
+
+
+def test_what_late_interaction_puts_far_behind_is_no_rival() -> None:
+    best = replace(chosen("best", 40.0, OLD), first=10.0)
+    rival = replace(chosen("rival", 40.0 - NATS, MID), first=9.0)
+    stranger = replace(chosen("stranger", 39.9 - NATS, NEW), first=9.9)
+    assert order(best, rival, stranger, top_k=1) == ["rival"]
