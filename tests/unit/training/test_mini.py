@@ -42,6 +42,7 @@ def options(tmp_path: Path) -> MiniOptions:
         questions_per_paragraph=1,
         num_threads=torch.get_num_threads(),
         log_every=1,
+        validation_questions=4,  # the default 512 would take most of every test
     )
 
 
@@ -72,7 +73,6 @@ def test_bundle_holds_what_was_trained(options: MiniOptions, tmp_path: Path) -> 
 
 
 @pytest.mark.usefixtures("_tiny")
-@pytest.mark.slow  # half a minute on two old cores
 def test_run_starts_from_a_bundles_weights(options: MiniOptions, tmp_path: Path) -> None:
     train_mini(options)
     export_mini(options, tmp_path / "first", dtype="float32", calibration_questions=4)
@@ -122,7 +122,6 @@ def test_run_is_neither_resumed_nor_exported_from_another_bundle(
 
 
 @pytest.mark.usefixtures("_tiny")
-@pytest.mark.slow  # half a minute on two old cores
 def test_recipe_draws_its_batches_of_mined_neighbours(
     options: MiniOptions, monkeypatch: pytest.MonkeyPatch
 ) -> None:
