@@ -108,15 +108,18 @@ class Serving:
         """
         self.mirror.load()
         modulation = self.model.amortize([WARM_UP])[0]
+        keys = self.model.aggregation_keys(modulation)
         request = AnswerRequest(
             question=WARM_UP,
             modulations=(modulation,),
-            aggregation_keys=(self.model.aggregation_keys(modulation),),
+            aggregation_keys=(keys,),
             log_prior=(0.0,),
             texts=(WARM_UP,),
             max_new_tokens=2,
         )
-        self.model.encode_questions([WARM_UP])
+        asked = self.model.encode_questions([WARM_UP])
+        if self.model.config.selection.late_scale > 0:
+            self.model.match(asked, [keys])
         self.model.answer([request])
         self.last_step = self._clocks.monotonic()
 

@@ -18,7 +18,7 @@ from mac_core.config import (
     SelectionConfig,
 )
 from mac_core.evaluation.dataset import SquadQuestion
-from mac_core.evaluation.results import Origin
+from mac_core.evaluation.results import Origin, Prediction
 from mac_core.networks.aggregation import AggregationKeys
 from mac_core.networks.model import AnswerRequest, Generated
 from mac_core.networks.values import QuestionEncoding
@@ -27,6 +27,21 @@ from mac_core.types import Document, Fingerprint, Modulation
 NAMES = ("Ada", "Bela", "Cleo", "Dora", "Ezra", "Flora")
 CITIES = ("Ulm", "Oslo", "Rome", "Bath", "Cadiz", "Turin")
 D_KEY = 16
+
+
+def said(*answers: tuple[str, float]) -> list[Prediction]:
+    """Answers with their confidences, of questions 0, 1, ...."""
+    return [
+        Prediction(
+            question_id=str(i),
+            answer=answer,
+            confidence=confidence,
+            seconds=0.0,
+            batch_size=4,
+            num_threads=1,
+        )
+        for i, (answer, confidence) in enumerate(answers)
+    ]
 
 
 class WordTokenizer:

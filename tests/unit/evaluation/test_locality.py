@@ -7,8 +7,9 @@ from mac_core.evaluation.answer_log import AnswerLog
 from mac_core.evaluation.dataset import SquadQuestion
 from mac_core.evaluation.learned_cache import LearnedCache
 from mac_core.evaluation.locality import Locality, LocalityEvaluation, compare, run_locality
-from mac_core.evaluation.results import Origin, Prediction
+from mac_core.evaluation.results import Origin
 from mac_core.types import Document
+from tests.unit.evaluation.conftest import said
 
 
 @pytest.fixture
@@ -55,20 +56,6 @@ def test_withholding_everything_is_seen_to_cost_inside(reader: Any, task: Locali
 
 def test_without_questions_inside_there_is_no_row_for_them(reader: Any, task: Locality) -> None:
     assert [r.asked for r in run(reader, replace(task, inside=())).results] == ["outside"]
-
-
-def said(*answers: tuple[str, float]) -> list[Prediction]:
-    return [
-        Prediction(
-            question_id=str(i),
-            answer=answer,
-            confidence=confidence,
-            seconds=0.0,
-            batch_size=4,
-            num_threads=1,
-        )
-        for i, (answer, confidence) in enumerate(answers)
-    ]
 
 
 def test_shares_by_hand() -> None:

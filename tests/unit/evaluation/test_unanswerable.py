@@ -6,7 +6,7 @@ import pytest
 from mac_core.evaluation.answer_log import AnswerLog
 from mac_core.evaluation.dataset import SquadQuestion
 from mac_core.evaluation.learned_cache import LearnedCache
-from mac_core.evaluation.results import Origin, Prediction
+from mac_core.evaluation.results import Origin
 from mac_core.evaluation.unanswerable import (
     Unanswerable,
     at_threshold,
@@ -15,26 +15,13 @@ from mac_core.evaluation.unanswerable import (
 )
 from mac_core.evaluation.unanswerable_report import at_coverages
 from mac_core.types import Document
+from tests.unit.evaluation.conftest import said
 
 
 def asked(*references: tuple[str, ...]) -> list[SquadQuestion]:
     return [
         SquadQuestion(id=str(i), text="?", references=refs, document_id="d")
         for i, refs in enumerate(references)
-    ]
-
-
-def said(*answers: tuple[str, float]) -> list[Prediction]:
-    return [
-        Prediction(
-            question_id=str(i),
-            answer=answer,
-            confidence=confidence,
-            seconds=0.0,
-            batch_size=4,
-            num_threads=1,
-        )
-        for i, (answer, confidence) in enumerate(answers)
     ]
 
 
