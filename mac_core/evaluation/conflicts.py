@@ -91,9 +91,11 @@ class ConflictsEvaluation:
 def load_conflicts(path: Path) -> list[Conflict]:
     """
     Raises:
-        InvalidInput: a line is not as `deploy/demo/conflicts.jsonl` has them.
+        InvalidInput: a line is not as `deploy/demo/conflicts.jsonl` has them, or there is none.
     """
     lines = path.read_text(encoding="utf-8").splitlines()
+    if not lines:
+        raise InvalidInput(f"{path.name} is empty")
     return [_parse(path, number, line) for number, line in enumerate(lines, start=1)]
 
 

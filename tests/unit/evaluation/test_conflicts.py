@@ -63,6 +63,12 @@ def evaluation(conflict: Conflict, origin: Origin) -> ConflictsEvaluation:
     return run_conflicts(FakeModel(), [conflict], modes=("memory", "text"), origin=once)
 
 
+def test_a_file_of_nothing_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "c.jsonl").touch()
+    with pytest.raises(InvalidInput, match=r"c\.jsonl is empty"):
+        load_conflicts(tmp_path / "c.jsonl")
+
+
 def test_with_dates_the_newer_one_speaks_and_as_of_then_the_older(
     evaluation: ConflictsEvaluation,
 ) -> None:
