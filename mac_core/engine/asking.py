@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 
 from mac_core.config import EngineConfig
 from mac_core.engine.batch_cap import BatchCap, is_out_of_memory
-from mac_core.engine.confidence import Judged, judge
+from mac_core.engine.confidence import Judged
 from mac_core.engine.learning import engine_failed
 from mac_core.engine.ports import AnsweringModel
-from mac_core.engine.readings import Reading, parts_to_read, surest
+from mac_core.engine.readings import Reading, judge_each, parts_to_read, surest
 from mac_core.engine.scheduler import Behind
 from mac_core.engine.selecting import Selecting
 from mac_core.engine.tickets import QuestionTicket
@@ -214,10 +214,7 @@ class Asking:
             if len(made) != len(part):
                 raise RuntimeError(f"{len(part)} readings, {len(made)} answers")
             generated += made
-            judged += [
-                judge(self._model.config.confidence, request, reading.selected, one)
-                for request, reading, one in zip(requests, part, made, strict=True)
-            ]
+            judged += judge_each(self._model.config.confidence, part, requests, made)
         return judged, generated
 
     def _stops(self, row: Row) -> bool:

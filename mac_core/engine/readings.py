@@ -92,11 +92,21 @@ def surest_answers(
     Args:
         requests, generated: by reading.
     """
-    judged = [
+    judged = judge_each(config, readings, requests, generated)
+    return [judged[number] for number in surest(readings, judged)]
+
+
+def judge_each(
+    config: ConfidenceConfig,
+    readings: Sequence[Reading],
+    requests: Sequence[AnswerRequest],
+    generated: Sequence[Generated],
+) -> list[Judged]:
+    """What the model made of each reading, spelt, cited and judged."""
+    return [
         judge(config, request, reading.selected, made)
         for reading, request, made in zip(readings, requests, generated, strict=True)
     ]
-    return [judged[number] for number in surest(readings, judged)]
 
 
 def surest(readings: Sequence[Reading], judged: Sequence[Judged]) -> list[int]:

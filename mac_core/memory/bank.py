@@ -83,7 +83,7 @@ class MemoryBank:
         self._tiers = tiers
         self._shelves: dict[str, Shelf] = {}
         self._indexes: dict[str, DenseIndex | None] = {}
-        self._emptied: dict[str, BankView] = {}  # of namespaces that held something once
+        self._emptied: dict[str, BankView] = {}  # when last emptied; a shelf's view comes first
 
     def with_selection(self, selection: SelectionConfig) -> MemoryBank:
         """The same shelves, selected from by other settings; only one of the two may write."""
@@ -94,23 +94,22 @@ class MemoryBank:
 
     def view(self, namespace: str) -> BankView:
         """The latest published view; empty, at version 0, for a namespace never written."""
-        shelf = self._shelves.get(namespace)
-        if shelf is not None:
-            return shelf.view
-        return self._emptied.get(namespace) or empty_view(
+        return self._published(namespace) or empty_view(
             namespace, d_key=self._selection.d_key, device=self._device
         )
 
     def version(self, namespace: str) -> int:
         """Of the latest published view; 0 for a namespace never written."""
-        shelf, emptied = self._shelves.get(namespace), self._emptied.get(namespace)
-        if shelf is not None:
-            return shelf.view.version
-        return 0 if emptied is None else emptied.version
+        view = self._published(namespace)
+        return 0 if view is None else view.version
+
+    def _published(self, namespace: str) -> BankView | None:
+        shelf = self._shelves.get(namespace)
+        return self._emptied.get(namespace) if shelf is None else shelf.view
 
     def namespaces(self) -> tuple[str, ...]:
         """Those ever written, also where nothing is left."""
-        return (*self._shelves, *self._emptied)
+        return tuple(dict.fromkeys((*self._shelves, *self._emptied)))
 
     def apply(
         self,
@@ -152,11 +151,10 @@ class MemoryBank:
         keys = shelf.stack_keys(added)
         shelf.remove({*removed_ids, *made})
         shelf.append([self._sheltered(entry) for entry in added], keys)
-        if namespace not in self._shelves:
-            self._shelves[namespace] = shelf
-            self._indexes[namespace] = self._make_index(namespace)
-            self._emptied.pop(namespace, None)
         view = shelf.publish(version)
+        if namespace not in self._shelves:  # only now: whoever looks sees no version before it
+            self._indexes[namespace] = self._make_index(namespace)
+            self._shelves[namespace] = shelf
         if not view.num_documents and not is_part:
             return self._release(namespace, version)
         index = self._indexes[namespace]

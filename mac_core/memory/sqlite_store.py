@@ -150,15 +150,15 @@ class SqliteStore:
             raise InvalidInput(f"limit={limit} is below 1")
         after = 0 if cursor is None else decode_cursor(cursor)
         last = self._last_looked_at(namespace, after) if filter else None
-        matching, wanted = "", list[str | int]()
-        if filter:
-            matching, wanted = "AND metadata_matches(metadata, ?)", [canonical_json(filter)]
+        wanted: dict[str, str | int] = {"namespace = ?": namespace, "position > ?": after}
         if last is not None:
-            matching, wanted = f"AND position <= ? {matching}", [last, *wanted]
+            wanted["position <= ?"] = last
+        if filter:
+            wanted["metadata_matches(metadata, ?)"] = canonical_json(filter)
         rows = self._query(
             f"SELECT {INFO}, {PINNED} FROM documents "
-            f"WHERE namespace = ? AND position > ? {matching} ORDER BY position LIMIT ?",
-            (namespace, after, *wanted, limit + 1),
+            f"WHERE {' AND '.join(wanted)} ORDER BY position LIMIT ?",
+            (*wanted.values(), limit + 1),
         )
         page = rows[:limit]
         goes_on_after = page[-1][0] if len(rows) > limit else last

@@ -76,7 +76,9 @@ def generate(
         probabilities, attention = _step(base_lm, pointer, memory, hidden, last_ids, end_id)
         token_ids, shares = _choose(active, probabilities)
         going = [
-            _advance(row, token_ids[i], shares[i], attention, place=i, end_id=end_id)
+            _advance(
+                row, token_ids[i], shares[i], None if attention is None else attention[i], end_id
+            )
             for i, row in enumerate(active)
         ]
         for i, row in enumerate(active):
@@ -132,23 +134,13 @@ def _choose(rows: Sequence[Row], probabilities: Tensor) -> tuple[list[int], list
 
 
 def _advance(
-    row: Row,
-    token_id: int,
-    probability: float,
-    attention: Tensor | None,
-    *,
-    place: int,
-    end_id: int,
+    row: Row, token_id: int, probability: float, attention: Tensor | None, end_id: int
 ) -> bool:
-    """Give the row its next token; False when that ends it.
-
-    Args:
-        attention: `(batch, tokens)`, where each row's step points; the row is at `place`.
-    """
+    """Give the row its next token; False when that ends it."""
     row.probabilities.append(probability)
     if token_id == end_id:
         return False
     row.token_ids.append(token_id)
     if attention is not None:
-        row.copied = attention[place] if row.copied is None else row.copied + attention[place]
+        row.copied = attention if row.copied is None else row.copied + attention
     return len(row.token_ids) < row.sampling.max_new_tokens

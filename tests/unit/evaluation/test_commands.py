@@ -42,20 +42,24 @@ def train(tmp_path: Path, documents: Any, questions: Any) -> Path:
     return write_squad(tmp_path / "train.json", documents[3:], questions)
 
 
-@pytest.fixture
-def tales(tmp_path: Path) -> Path:
+def write_stories(path: Path, titles: dict[str, str]) -> Path:
+    """A section and a question for each name, of the story with its title."""
     rows = [
         {
             "context": f"{name} slept .",
             "question": f"Who is {name}?",
             "answers": ["x"],
-            "title": "t",
+            "title": title,
         }
-        for name in ("Gina", "Hugo", "Ines")
+        for name, title in titles.items()
     ]
-    path = tmp_path / "tales.jsonl"
     path.write_text("\n".join(json.dumps(row) for row in rows))
     return path
+
+
+@pytest.fixture
+def tales(tmp_path: Path) -> Path:
+    return write_stories(tmp_path / "tales.jsonl", dict.fromkeys(("Gina", "Hugo", "Ines"), "t"))
 
 
 @pytest.fixture
@@ -206,18 +210,8 @@ def bundle(tmp_path: Path) -> Path:
 @pytest.fixture
 def stories(tmp_path: Path) -> Path:
     """Five stories of a section and a question each."""
-    rows = [
-        {
-            "context": f"{name} slept .",
-            "question": f"Who is {name}?",
-            "answers": ["x"],
-            "title": name,
-        }
-        for name in ("Gina", "Hugo", "Ines", "Jana", "Karl")
-    ]
-    path = tmp_path / "stories.jsonl"
-    path.write_text("\n".join(json.dumps(row) for row in rows))
-    return path
+    names = ("Gina", "Hugo", "Ines", "Jana", "Karl")
+    return write_stories(tmp_path / "stories.jsonl", {name: name for name in names})
 
 
 def test_transfer_to_held_out_articles_asks_of_those_alone(
